@@ -1,0 +1,53 @@
+"""The exceptions a user of Chogori can meet. Each message says what was asked, what was found and the likely fix.
+
+    ChogoriError
+    ├── ConfigError        a configuration that cannot be (also a ValueError)
+    ├── TokenizerError     a vocabulary file that cannot be read or does not fit
+    ├── CorpusError        no text, or text that is not text
+    ├── ShardError         a token shard that is missing, truncated or altered
+    ├── WeightsError       model weights that do not fit the model
+    ├── CheckpointError    a training checkpoint that cannot be continued
+    ├── StorageError       a full or read-only disk
+    ├── NonFiniteError     a loss, gradient or weight that is NaN or infinite
+    └── RunError           a run folder that is missing, busy or of another kind
+"""
+
+
+class ChogoriError(Exception):
+    """Base of every error that Chogori raises on purpose."""
+
+
+class ConfigError(ChogoriError, ValueError):
+    """A configuration that cannot be; the message names the field."""
+
+
+class TokenizerError(ChogoriError):
+    """A vocabulary that cannot be read, trained or used."""
+
+
+class CorpusError(ChogoriError):
+    """A corpus that is missing, empty or not text."""
+
+
+class ShardError(ChogoriError):
+    """A token shard that is missing, truncated or altered since it was written."""
+
+
+class WeightsError(ChogoriError):
+    """Model weights whose names, shapes or types do not fit the model."""
+
+
+class CheckpointError(ChogoriError):
+    """A training checkpoint that cannot be continued from."""
+
+
+class StorageError(ChogoriError):
+    """The disk is full or cannot be written."""
+
+
+class NonFiniteError(ChogoriError):
+    """A loss, gradient or weight became NaN or infinite; the message names the first such tensor."""
+
+
+class RunError(ChogoriError):
+    """A run folder that is missing, in use by another process, or made by another recipe."""
