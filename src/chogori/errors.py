@@ -1,15 +1,15 @@
 """The exceptions a user of Chogori can meet. Each message says what was asked, what was found and the likely fix.
 
-    ChogoriError
-    ├── ConfigError        a configuration that cannot be (also a ValueError)
-    ├── TokenizerError     a vocabulary file that cannot be read or does not fit
-    ├── CorpusError        no text, or text that is not text
-    ├── ShardError         a token shard that is missing, truncated or altered
-    ├── WeightsError       model weights that do not fit the model
-    ├── CheckpointError    a training checkpoint that cannot be continued
-    ├── StorageError       a full or read-only disk
-    ├── NonFiniteError     a loss, gradient or weight that is NaN or infinite
-    └── RunError           a run folder that is missing, busy or of another kind
+ChogoriError
+├── ConfigError        a configuration that cannot be (also a ValueError)
+├── TokenizerError     a vocabulary file that cannot be read or does not fit
+├── CorpusError        no text, or text that is not text
+├── ShardError         a token shard that is missing, truncated or altered
+├── WeightsError       model weights that do not fit the model
+├── CheckpointError    a training checkpoint that cannot be continued
+├── StorageError       a full or read-only disk
+├── NonFiniteError     a loss, gradient or weight that is NaN or infinite
+└── RunError           a run folder that is missing, busy or of another kind
 """
 
 
