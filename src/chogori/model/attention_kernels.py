@@ -1,0 +1,248 @@
+"""Causal attention of the expanded form, forward and backward, with the log-sum-exp that QK-Clip's screening reads.
+
+Two kernels compute the same thing. `flash` calls PyTorch's flash kernel; since that needs values as wide as keys, the
+values are padded. `blocked` is the same algorithm written with batched matrix products, for bfloat16 on a CPU, where
+those run on the matrix units and PyTorch's flash kernel does not (measured, LOG 2026-11-23).
+
+Shapes: B batch, T tokens, H heads, G = B·H, N no-rope width, R rotary width, V value width, Q = N + R, X = N + V.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from chogori.model.rope import RotaryTable, rotate
+
+if TYPE_CHECKING:
+    from chogori.model.attention import LogitObserver
+
+BLOCK_ROWS = 128
+"""Query rows per block: the fastest of 64, 128 and 256 at 512 and 2,048 tokens (measured, LOG 2026-11-23)."""
+
+
+class DocumentMask:
+    """Which tokens of a packed row belong together: a token attends only inside its document."""
+
+    def __init__(self, documents_BT: Tensor) -> None:
+        self.documents_BT = documents_BT
+
+    @classmethod
+    def of(cls, documents_BT: Tensor | None) -> DocumentMask | None:
+        """The mask of packed rows, or None when no row holds a second document."""
+        if documents_BT is None or bool((documents_BT == documents_BT[:, :1]).all()):
+            return None
+        return cls(documents_BT)
+
+    def hidden(self, start: int, stop: int) -> Tensor:
+        """True where a query in `start:stop` may not see a key in `0:stop`, bool [B, 1, stop − start, stop]."""
+        documents_BT = self.documents_BT
+        return (documents_BT[:, start:stop, None] != documents_BT[:, None, :stop]).unsqueeze(1)
+
+    def visible_square(self) -> Tensor:
+        """True where a query may see a key, causality included, bool [B, 1, T, T]."""
+        length = self.documents_BT.shape[1]
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=self.documents_BT.device).tril()
+        return causal_TT & ~self.hidden(0, length)
+
+
+def latent_attention(
+    q_BTHQ: Tensor,
+    kv_BTHX: Tensor,
+    k_rope_BTR: Tensor,
+    rotary: RotaryTable,
+    *,
+    scale: float,
+    mask: DocumentMask | None = None,
+    observer: LogitObserver | None = None,
+) -> Tensor:
+    """Causal attention of queries [no-rope | rope], expanded keys and values [no-rope | value], and the shared key.
+
+    Rotary parts come unrotated. Returns [B, T, H, V] in the input's type. `observer` receives what it is documented to.
+    """
+    if q_BTHQ.device.type == "cpu" and q_BTHQ.dtype is torch.bfloat16:
+        out_BTHV, q_BHTQ, k_BHTQ, lse_BHT = cast(
+            tuple[Tensor, Tensor, Tensor, Tensor],
+            _BlockedAttention.apply(q_BTHQ, kv_BTHX, k_rope_BTR, rotary, scale, mask),
+        )
+    else:
+        out_BTHV, q_BHTQ, k_BHTQ, lse_BHT = _flash_attention(q_BTHQ, kv_BTHX, k_rope_BTR, rotary, scale, mask)
+    if observer is not None:
+        observer(q_BHTQ.detach(), k_BHTQ.detach(), lse_BHT.detach(), scale, None if mask is None else mask.documents_BT)
+    return out_BTHV
+
+
+def _flash_attention(
+    q_BTHQ: Tensor,
+    kv_BTHX: Tensor,
+    k_rope_BTR: Tensor,
+    rotary: RotaryTable,
+    scale: float,
+    mask: DocumentMask | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rope = k_rope_BTR.shape[-1]
+    nope = q_BTHQ.shape[-1] - rope
+    heads, v_width = q_BTHQ.shape[2], kv_BTHX.shape[-1] - nope
+    q_nope_BTHN, q_rope_BTHR = q_BTHQ.split([nope, rope], dim=-1)
+    k_nope_BTHN, v_BTHV = kv_BTHX.split([nope, v_width], dim=-1)
+    k_rope_BTHR = rotate(k_rope_BTR.unsqueeze(2), rotary).expand(-1, -1, heads, -1)
+    q_BHTQ = torch.cat([q_nope_BTHN, rotate(q_rope_BTHR, rotary)], dim=-1).transpose(1, 2)
+    k_BHTQ = torch.cat([k_nope_BTHN, k_rope_BTHR], dim=-1).transpose(1, 2)
+    # Query-key and value widths must agree for the flash kernel; whichever is narrower is padded with zeros.
+    width = max(nope + rope, v_width)
+    padded = [torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in (q_BHTQ, k_BHTQ, v_BTHV.transpose(1, 2))]
+    out_BHTV, lse_BHT = _flash_kernel(*padded, scale, mask)
+    return out_BHTV[..., :v_width].transpose(1, 2), q_BHTQ, k_BHTQ, lse_BHT
+
+
+def _flash_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: DocumentMask | None) -> tuple[Tensor, Tensor]:
+    """PyTorch's fused kernels that return the log-sum-exp: output [B, H, T, width] and float32 [B, H, T]."""
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        bias = None
+        if mask is not None:
+            bias = torch.zeros((), dtype=q.dtype).where(mask.visible_square(), float("-inf"))
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, mask is None, attn_mask=bias, scale=scale
+        )
+    elif mask is None:
+        out, lse = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, scale=scale)[:2]
+    else:
+        bias = torch.zeros((), dtype=q.dtype, device=q.device).where(mask.visible_square(), float("-inf"))
+        bias = bias.expand(-1, q.shape[1], -1, -1)
+        out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, False, scale=scale)[:2]
+        lse = lse[..., : q.shape[2]]
+    return out, lse
+
+
+class _BlockedAttention(Function):
+    """Flash attention over blocks of query rows, each a few batched products.
+
+    Two extra columns of q (against ones in k) carry −log-sum-exp, and two of the output's gradient (against ones in v)
+    carry −Σ o·do, each as a bfloat16 pair whose sum is exact to 16 bits. So the product itself subtracts them in
+    float32, before its result is rounded, and two passes over the block are saved.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BTHQ: Tensor,
+        kv_BTHX: Tensor,
+        k_rope_BTR: Tensor,
+        rotary: RotaryTable,
+        scale: float,
+        mask: DocumentMask | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, length, heads, qk_width = q_BTHQ.shape
+        rope = k_rope_BTR.shape[-1]
+        nope = qk_width - rope
+        v_width = kv_BTHX.shape[-1] - nope
+        q_BHTQ2 = q_BTHQ.new_zeros(batch, heads, length, qk_width + 2)
+        q_BHTQ2[..., :nope] = q_BTHQ[..., :nope].transpose(1, 2)
+        q_BHTQ2[..., nope:qk_width] = rotate(q_BTHQ[..., nope:], rotary).transpose(1, 2)
+        k_BHTQ2 = q_BTHQ.new_ones(batch, heads, length, qk_width + 2)
+        k_BHTQ2[..., :nope] = kv_BTHX[..., :nope].transpose(1, 2)
+        k_BHTQ2[..., nope:qk_width] = rotate(k_rope_BTR.unsqueeze(2), rotary).transpose(1, 2)
+        v_BHTV2 = q_BTHQ.new_ones(batch, heads, length, v_width + 2)
+        v_BHTV2[..., :v_width] = kv_BTHX[..., nope:].transpose(1, 2)
+        q, k, v = q_BHTQ2.flatten(0, 1), k_BHTQ2.flatten(0, 1), v_BHTV2.flatten(0, 1)
+
+        out_GTV = torch.empty_like(v[..., :v_width])
+        lse_GT = torch.empty(batch * heads, length, dtype=torch.float32)
+        scratch = _Scratch(q, min(BLOCK_ROWS, length) * length)
+        for start, stop in _blocks(length):
+            k_seen, hidden = k[:, :stop].mT, _hidden(start, stop, mask, heads)
+            logits = scratch.product(q[:, start:stop, :qk_width], k_seen[:, :qk_width], scale)
+            hidden.fill(logits, float("-inf"))
+            # The maximum of rounded logits is near enough to the true one; what it is rounded to cancels exactly.
+            shift_GR = (logits.amax(-1).float() / scale).to(q.dtype)
+            q[:, start:stop, qk_width] = -shift_GR
+            weights = scratch.product(q[:, start:stop], k_seen, scale).exp_()
+            hidden.fill(weights, 0.0)
+            total_GR = weights.sum(-1, dtype=torch.float32)
+            mixed = torch.bmm(weights, v[:, :stop, :v_width])
+            out_GTV[:, start:stop] = mixed.float().div_(total_GR.unsqueeze(-1))
+            lse_GT[:, start:stop] = total_GR.log_().add_(shift_GR.float(), alpha=scale)
+        _write_pair(q[..., qk_width:], lse_GT / -scale)
+        out_BTHV = out_GTV.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
+        ctx.save_for_backward(q, k, v, out_GTV)
+        ctx.rotary, ctx.scale, ctx.mask, ctx.rope = rotary, scale, mask, rope
+        ctx.set_materialize_grads(False)
+        lse_BHT = lse_GT.unflatten(0, (batch, heads))
+        seen = q_BHTQ2[..., :qk_width], k_BHTQ2[..., :qk_width], lse_BHT
+        ctx.mark_non_differentiable(*seen)
+        return out_BTHV, *seen
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        dout_BTHV = grads[0]
+        if dout_BTHV is None:
+            return (None,) * 6
+        q, k, v, out_GTV = cast(tuple[Tensor, Tensor, Tensor, Tensor], ctx.saved_tensors)
+        rotary, scale, mask, rope = ctx.rotary, ctx.scale, ctx.mask, ctx.rope
+        batch, length, heads, v_width = dout_BTHV.shape
+        qk_width = q.shape[-1] - 2
+        nope = qk_width - rope
+        do = q.new_empty(batch * heads, length, v_width + 2)
+        do[..., :v_width].unflatten(0, (batch, heads)).copy_(dout_BTHV.transpose(1, 2))
+        _write_pair(do[..., v_width:], -(do[..., :v_width].float() * out_GTV).sum(-1))
+
+        dq = torch.empty_like(q[..., :qk_width])
+        dk = torch.zeros(k.shape[0], length, qk_width, dtype=torch.float32)
+        dv = torch.zeros(v.shape[0], length, v_width, dtype=torch.float32)
+        scratch, scratch_grad = (_Scratch(q, min(BLOCK_ROWS, length) * length) for _ in range(2))
+        for start, stop in _blocks(length):
+            weights = scratch.product(q[:, start:stop], k[:, :stop].mT, scale).exp_()
+            _hidden(start, stop, mask, heads).fill(weights, 0.0)
+            dlogits = scratch_grad.product(do[:, start:stop], v[:, :stop].mT, 1.0).mul_(weights)
+            dv[:, :stop] += torch.bmm(weights.mT, do[:, start:stop, :v_width])
+            dk[:, :stop] += torch.bmm(dlogits.mT, q[:, start:stop, :qk_width])
+            dq[:, start:stop] = torch.bmm(dlogits, k[:, :stop, :qk_width])
+
+        dq_BTHQ = dq.mul_(scale).unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
+        dq_BTHQ[..., nope:] = rotate(dq_BTHQ[..., nope:], rotary, inverse=True)
+        dk_BTHQ = dk.mul_(scale).unflatten(0, (batch, heads)).transpose(1, 2)
+        dkv_BTHX = torch.cat([dk_BTHQ[..., :nope], dv.unflatten(0, (batch, heads)).transpose(1, 2)], dim=-1)
+        dk_rope_BTR = rotate(dk_BTHQ[..., nope:].sum(2, keepdim=True), rotary, inverse=True).squeeze(2)
+        return dq_BTHQ, dkv_BTHX.to(q.dtype), dk_rope_BTR.to(q.dtype), None, None, None
+
+
+class _Scratch:
+    """One buffer for the logits of a block, reused for every block of a call."""
+
+    def __init__(self, like_GTQ: Tensor, numbers_per_group: int) -> None:
+        self.buffer = like_GTQ.new_empty(like_GTQ.shape[0] * numbers_per_group)
+
+    def product(self, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """scale · a @ b, written into the buffer."""
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+        out = self.buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+        return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+
+
+class _hidden:
+    """What a block of query rows may not see: the future, and other documents."""
+
+    def __init__(self, start: int, stop: int, mask: DocumentMask | None, heads: int) -> None:
+        self.start, self.heads = start, heads
+        size = stop - start
+        self.future = torch.ones(size, size, dtype=torch.bool).triu(1)
+        self.elsewhere = None if mask is None else mask.hidden(start, stop)
+
+    def fill(self, block_GRS: Tensor, value: float) -> None:
+        block_GRS[..., self.start :].masked_fill_(self.future, value)
+        if self.elsewhere is not None:
+            block_GRS.unflatten(0, (-1, self.heads)).masked_fill_(self.elsewhere, value)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK_ROWS, length)) for start in range(0, length, BLOCK_ROWS)]
+
+
+def _write_pair(columns: Tensor, value: Tensor) -> None:
+    """Store a float32 value as the sum of two bfloat16 numbers in the two columns."""
+    columns[..., 0] = value
+    columns[..., 1] = value - columns[..., 0].float()
