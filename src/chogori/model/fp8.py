@@ -43,11 +43,11 @@ def quantize_blocks(weight_OI: Tensor, block: tuple[int, int] = BLOCK) -> BlockQ
     rows, columns = weight_OI.shape
     padding = (0, num_column_blocks * block[1] - columns, 0, num_row_blocks * block[0] - rows)
     padded = torch.nn.functional.pad(weight_OI.float(), padding)
-    blocks = padded.unflatten(1, (-1, block[1])).unflatten(0, (-1, block[0]))
+    blocks = padded.reshape(num_row_blocks, block[0], num_column_blocks, block[1])
     largest_PQ = blocks.abs().amax(dim=(1, 3))
     # A block of zeros keeps scale 1: a scale of 0 would make 0/0 here.
     scale_PQ = torch.where(largest_PQ > 0, largest_PQ / _LARGEST, 1.0)
-    scaled = (blocks / scale_PQ[:, None, :, None]).flatten(2, 3).flatten(0, 1)
+    scaled = (blocks / scale_PQ[:, None, :, None]).reshape(padded.shape)
     quantized_OI = scaled[:rows, :columns].clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
     return BlockQuantized(weight_OI=quantized_OI.contiguous(), scale_PQ=scale_PQ)
 
@@ -67,6 +67,6 @@ def dequantize_blocks(
         )
     scale_PI = scale_PQ.repeat_interleave(block[1], dim=1)[:, : weight_OI.shape[1]]
     full_OI = weight_OI.float()
-    for index, rows in enumerate(full_OI.split(block[0])):
-        rows.mul_(scale_PI[index])
+    for index in range(expected[0]):
+        full_OI[index * block[0] : (index + 1) * block[0]].mul_(scale_PI[index])
     return full_OI.to(dtype)

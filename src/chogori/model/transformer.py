@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chogori.model import weights
+from chogori.model import weights, weights_export
 from chogori.model.attention import MultiHeadLatentAttention
 from chogori.model.attention_kernels import DocumentMask
 from chogori.model.cache import LatentCache
 from chogori.model.config import K2Config
+from chogori.model.hf_config import ModelType
 from chogori.model.layers import Linear, RMSNorm
 from chogori.model.loss import IGNORE_INDEX, linear_cross_entropy
 from chogori.model.moe import Experts, FeedForward, MixtureOfExperts, Router
@@ -167,10 +168,25 @@ class K2Model(nn.Module):
             moe.gate.update_bias(rate)
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str], *, dtype: torch.dtype | None = None) -> K2Model:
+    def from_pretrained(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> K2Model:
         """Load a Hugging Face folder, `model_type` kimi_k2 or deepseek_v3, block FP8 included; see `weights`."""
-        return weights.load_pretrained(folder, dtype=dtype)
+        return weights.load_pretrained(cls, folder, dtype=dtype, device=device)
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write a Hugging Face folder with the official tensor names; see `weights`."""
-        weights.save_pretrained(self, folder)
+    def save_pretrained(
+        self,
+        folder: str | PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_bytes: int = weights_export.MAX_SHARD_BYTES,
+        model_type: ModelType = "deepseek_v3",
+    ) -> None:
+        """Write a Hugging Face folder with the official tensor names; see `weights_export`."""
+        weights_export.save_pretrained(
+            self, folder, dtype=dtype, max_shard_bytes=max_shard_bytes, model_type=model_type
+        )
