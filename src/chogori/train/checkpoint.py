@@ -106,7 +106,6 @@ class CheckpointStore:
             require_space(self.folder, _bytes_of(model, state) + _SLACK_BYTES, action)
         try:
             with disk_errors(action):
-                partial.mkdir()
                 model.save_pretrained(partial)
                 _save_state(state, partial / STATE_FILE)
                 num_bytes = _write_checksums(partial)

@@ -46,7 +46,7 @@ class TrainConfig:
 
     model: K2Config
     """Sizes of the model."""
-    optimizer: MuonClipConfig = field(default_factory=MuonClipConfig)
+    optim: MuonClipConfig = field(default_factory=MuonClipConfig)
     """Which optimizer, and its settings."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which text, and how it becomes tokens."""
