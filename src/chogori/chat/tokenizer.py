@@ -203,6 +203,10 @@ class Tokenizer:
                 )
         return b"".join([table[token_id] for token_id in ids])
 
+    def token_lengths(self) -> list[int]:
+        """UTF-8 bytes that each id stands for in a text: 0 for special tokens, which no text encodes to."""
+        return [len(token) for token in self._token_bytes[: len(self._ranks)]] + [0] * len(self._special)
+
     def id_of(self, marker: str) -> int:
         """The id of a special token such as `<|im_end|>`. Raises TokenizerError when there is no such token."""
         try:
