@@ -14,7 +14,7 @@ from chogori.errors import ConfigError
 from chogori.model.config import K2Config, YarnConfig
 
 ModelType = Literal["deepseek_v3", "kimi_k2"]
-"""Two names of one architecture: transformers' Auto classes know only the first; vLLM and SGLang know both."""
+"""Two names of one architecture. transformers knows only the first; Moonshot's own files have the second."""
 
 MODEL_TYPES: tuple[ModelType, ...] = ("deepseek_v3", "kimi_k2")
 

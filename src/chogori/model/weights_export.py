@@ -1,4 +1,4 @@
-"""Weights of a model to a Hugging Face safetensors folder that transformers, vLLM, SGLang and llama.cpp read.
+"""Weights of a model to a Hugging Face safetensors folder, under the official tensor names.
 
 The new folder is built beside the old one and takes its place by renaming, so that an error on the way, such as a full
 disk, leaves the old one as it was. Other files of the old folder, such as a tokenizer, move along.
@@ -46,8 +46,9 @@ def save_pretrained(
     Args:
         max_shard_bytes: largest size of one file; a tensor above it gets its own.
         dtype: type to store; the parameters' own when None. The routers' correction biases stay float32.
-        model_type: "deepseek_v3" loads with transformers' Auto classes, which do not know the official "kimi_k2";
-            vLLM and SGLang read both.
+        model_type: "deepseek_v3" loads in transformers. The official "kimi_k2" is for engines that tell the two apart;
+            transformers 5 does not know it (its Auto classes refuse, and its DeepSeek-V3 class leaves the experts of
+            such a folder unread, with a report but no error).
 
     Raises StorageError when the disk is full or cannot be written (the old folder stays as it was), WeightsError for
     a model without values (on the meta device), ConfigError for arguments that cannot be.
