@@ -11,7 +11,7 @@ from chogori._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from chogori.train.config import ScheduleConfig, TrainConfig
-    from chogori.train.evaluation import evaluate_run
+    from chogori.train.saved_run import evaluate_run
     from chogori.train.launch import RunResult, train
     from chogori.train.report import write_report
     from chogori.train.run_folder import RunFolder
@@ -36,7 +36,7 @@ __getattr__, __dir__ = lazy_exports(
         "Sampler": "sampling",
         "ScheduleConfig": "config",
         "TrainConfig": "config",
-        "evaluate_run": "evaluation",
+        "evaluate_run": "saved_run",
         "train": "launch",
         "write_report": "report",
     },

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 
 import torch
 
-from chogori.data import PreparedData, heldout_batches
+from chogori.data.loader import heldout_batches
+from chogori.data.prepare import PreparedData
 from chogori.errors import CorpusError
 from chogori.model.transformer import K2Model
 from chogori.train.metrics import Evaluation

@@ -13,7 +13,9 @@ from typing import Literal
 
 import torch
 
-from chogori.data import PackedLoader, PreparedData, prepare
+from chogori.data.loader import PackedLoader
+from chogori.data.manifest import FILE_NAME as MANIFEST_FILE
+from chogori.data.prepare import PreparedData, open_prepared, prepare
 from chogori.errors import ConfigError
 from chogori.model.accounting import count_parameters
 from chogori.model.config import K2Config
@@ -27,7 +29,6 @@ from chogori.train.checkpoint import (
     random_states,
     restore_random_states,
 )
-from chogori.train.compilation import should_compile
 from chogori.train.config import TrainConfig
 from chogori.train.evaluation import evaluate
 from chogori.train.events import (
@@ -51,11 +52,12 @@ from chogori.train.machine import (
     measure_matrix_peak,
     resolve_device,
     resolve_precision,
+    should_compile,
 )
 from chogori.train.metrics import Evaluation, MetricsFile, evaluation, read_metrics
 from chogori.train.optimizer import StepOptimizer
 from chogori.train.rate import rate_multiplier
-from chogori.train.report import write_report
+from chogori.train.report import compressors, write_report
 from chogori.train.run_folder import RunFolder, describe_environment
 from chogori.train.sampling import Sampler
 from chogori.train.storage import disk_errors, sync_folder, sync_tree
@@ -122,13 +124,13 @@ class _Launch:
         if dtype == torch.bfloat16 and not has_bfloat16_units(device):
             self._emit(Warned(message="precision is bfloat16, but this processor has no bfloat16 matrix instructions"))
 
-        data = prepare(config.data, folder.data_folder(config), progress=self._report_preparation)
-        model_config = self._model_config(data)
-        data.tokenizer.save(folder.tokenizer)
         self._store.remove_leftovers()
         checkpoint, damage = self._store.newest_good()
         for message in damage:
             self._emit(Warned(message=f"{message}; continuing from an older checkpoint"))
+        data = self._open_data(continues=checkpoint is not None)
+        model_config = self._model_config(data)
+        data.tokenizer.save(folder.tokenizer)
 
         state = load_state(checkpoint) if checkpoint is not None else None
         if checkpoint is not None:
@@ -178,7 +180,7 @@ class _Launch:
                 compute=compute,
                 peak_flop_per_s=peak,
                 optimizer=optimizer.describe(),
-                compressors=dict(data.manifest.compressors),
+                compressors=compressors(data.manifest),
             )
         )
         with MetricsFile(folder.metrics_file, keep_steps=start_step) as metrics:
@@ -310,6 +312,13 @@ class _Launch:
 
     def _report_preparation(self, stage: str, fraction: float) -> None:
         self._emit(Preparing(stage=stage, fraction=fraction))
+
+    def _open_data(self, *, continues: bool) -> PreparedData:
+        folder = self._folder.data_folder(self._config)
+        # A run that continues keeps its tokens even when the files they were made from have changed meanwhile.
+        if continues and (folder / MANIFEST_FILE).is_file():
+            return open_prepared(folder)
+        return prepare(self._config.data, folder, progress=self._report_preparation)
 
     def _model_config(self, data: PreparedData) -> K2Config:
         """The config's model with the tokenizer's ids filled in."""

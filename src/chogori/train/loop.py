@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from chogori.data import Batch, PackedLoader
+from chogori.data.loader import PackedLoader
+from chogori.data.packing import Batch
 from chogori.errors import NonFiniteError
 from chogori.model.accounting import flops_per_token
 from chogori.model.transformer import K2Model

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from chogori.train.metrics import Evaluation, StepMetrics
 from chogori.train.storage import disk_errors
@@ -100,15 +100,16 @@ def _heldout(figure: Figure, data: PlotData, palette: Palette) -> None:
         )
     last = max((entry.step for entry in data.evaluations), default=1)
     axes.set_xlim(0, last * 1.02)
+    lowest = min(data.compressors.values(), default=0.0)
     for (name, bits), colour in zip(data.compressors.items(), (palette.second, palette.third) * 4, strict=False):
         axes.axhline(bits, color=colour, linestyle=(0, (5, 3)), linewidth=1.2)
         axes.annotate(
             f"{name} {bits:.3f}",
-            (1, bits),
+            (0, bits),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            xytext=(-4, 3),
-            ha="right",
+            # At the left, where the curve is still high; the lower line is named below, so that close ones do not touch.
+            xytext=(5, -12 if bits == lowest else 4),
             color=colour,
             fontsize=9,
         )
@@ -144,7 +145,7 @@ def _max_logits(figure: Figure, data: PlotData, palette: Palette) -> None:
         largest = max(largest, threshold)
     smallest = min((v for m in rows for v in m.max_logits if v > 0), default=largest)
     if smallest > 0 and largest / smallest > 30:
-        axes.set_yscale("log")
+        _log_scale(axes)
     else:
         axes.set_ylim(0, largest * 1.08)
     _name_layers(figure, axes, num_layers, palette)
@@ -197,7 +198,8 @@ def _learning_rate(figure: Figure, data: PlotData, palette: Palette) -> None:
     steps, rate = _column(data, lambda m: m.learning_rate)
     axes.plot(steps, rate, color=palette.first)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, prune="lower"))
 
 
 def _speed(figure: Figure, data: PlotData, palette: Palette) -> None:
@@ -225,7 +227,7 @@ def _grad_norm(figure: Figure, data: PlotData, palette: Palette) -> None:
     _raw_and_smooth(axes, steps, norm, palette)
     positive = norm[norm > 0]
     if len(positive) and positive.max() / positive.min() > 30:
-        axes.set_yscale("log")
+        _log_scale(axes)
     else:
         axes.set_ylim(bottom=0)
 
@@ -318,12 +320,19 @@ def _axes(figure: Figure, palette: Palette, title: str, unit: str) -> Axes:
     axes.tick_params(colors=palette.ink, labelsize=8.5, length=0, which="both")
     axes.grid(visible=True, axis="y", color=palette.grid, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.margins(x=0.01)
     _set_visible_spines(axes, ("bottom",))
     axes.spines["bottom"].set_color(palette.muted)
     return axes
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _set_visible_spines(axes: Any, sides: Sequence[str]) -> None:
@@ -367,9 +376,17 @@ def _layer_colour(layer: int, num_layers: int) -> Any:
 def _name_layers(figure: Figure, axes: Axes, num_layers: int, palette: Palette) -> None:
     """A legend for a few layers, a colour bar for many."""
     if 1 < num_layers <= 6:
+        axes.set_title(axes.get_title("left"), loc="left", color=palette.ink, fontsize=11, fontweight="bold", pad=24)
         legend = axes.legend(
-            frameon=False, fontsize=8.5, ncols=num_layers, loc="lower right", bbox_to_anchor=(1, 0.98), borderpad=0,
-            handlelength=1.2, columnspacing=1.2,
+            frameon=False,
+            fontsize=8.5,
+            ncols=num_layers,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.005),
+            borderpad=0,
+            borderaxespad=0.2,
+            handlelength=1.2,
+            columnspacing=1.2,
         )
         for text in legend.get_texts():
             text.set_color(palette.ink)

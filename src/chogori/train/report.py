@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import cast
 
+from chogori.data.manifest import Manifest
 from chogori.model.accounting import count_parameters, flops_per_token
 from chogori.train.config import TrainConfig
 from chogori.train.config_json import to_json
@@ -31,15 +32,17 @@ _CAPTIONS = {
     "speed": "Evaluation and checkpoints excluded. A dotted line marks where a later launch continued the run.",
 }
 
+_LANGUAGES = {"en": "English", "ja": "Japanese", "zh": "Chinese"}
 
-def load_plot_data(folder: RunFolder, config: TrainConfig) -> PlotData:
-    """What the plots of a run show, from its metrics."""
+
+def load_plot_data(folder: RunFolder, config: TrainConfig, manifest: Manifest | None) -> PlotData:
+    """What the plots of a run show, from its metrics; without a manifest, without the compressors."""
     records = read_metrics(folder.metrics_file)
     clips = config.optim.optimizer == "muonclip"
     return PlotData(
         steps=[step_metrics(record) for record in records if record["kind"] == "step"],
         evaluations=[evaluation(record) for record in records if record["kind"] == "evaluation"],
-        compressors=_compressors(folder),
+        compressors={} if manifest is None else compressors(manifest),
         clip_threshold=config.optim.qk_clip.threshold if clips else None,
         continued_after=[
             cast(int, launch["start_step"]) for launch in folder.environments() if cast(int, launch["start_step"]) > 0
@@ -50,12 +53,13 @@ def load_plot_data(folder: RunFolder, config: TrainConfig) -> PlotData:
 def write_report(folder: RunFolder) -> Path:
     """Draw the plots into `plots/` and write `report.html`; returns its path.
 
-    Raises RunError when the folder is not a run, StorageError when it cannot be written.
+    Raises ShardError when the manifest of the text is damaged, RunError when the folder is not a run, StorageError when it cannot be written.
     """
     config = folder.load_config()
-    data = load_plot_data(folder, config)
+    manifest = Manifest.read(folder.data_folder(config))
+    data = load_plot_data(folder, config, manifest)
     write_plots(data, folder.plots)
-    page = _page(folder, config, data)
+    page = _page(folder, config, data, manifest)
     with disk_errors(f"write {folder.report_file}"):
         write_text_atomically(folder.report_file, page)
     return folder.report_file
@@ -64,7 +68,7 @@ def write_report(folder: RunFolder) -> Path:
 # ---- the page -----------------------------------------------------------------------------------------------------------
 
 
-def _page(folder: RunFolder, config: TrainConfig, data: PlotData) -> str:
+def _page(folder: RunFolder, config: TrainConfig, data: PlotData, manifest: Manifest | None) -> str:
     title = f"Run {folder.path.resolve().name}"
     whole = [entry for entry in data.evaluations if entry.whole]
     state = "complete" if whole else "not finished"
@@ -90,7 +94,7 @@ def _page(folder: RunFolder, config: TrainConfig, data: PlotData) -> str:
 {_samples(folder)}
 <section class="tables">
 {_summary(config, data)}
-{_tokenizer_table(folder, config)}
+{_text_tables(manifest)}
 {_launches(folder)}
 </section>
 <details><summary>Configuration</summary><pre>{html.escape(json.dumps(to_json(config), indent=2))}</pre></details>
@@ -186,8 +190,31 @@ def _samples(folder: RunFolder) -> str:
     return f'<section class="samples"><h2>What it writes</h2><p>The prompt is bold; nothing was selected.</p>{blocks}</section>'
 
 
-def _tokenizer_table(folder: RunFolder, config: TrainConfig) -> str:
-    return ""
+def _text_tables(manifest: Manifest | None) -> str:
+    if manifest is None:
+        return ""
+    rows = [
+        (
+            "Training text",
+            f"{manifest.train.documents:,} documents, {manifest.train.bytes:,} bytes, {manifest.train.tokens:,} tokens",
+        ),
+        ("Held-out text", f"{manifest.heldout.documents:,} documents, {manifest.heldout.bytes:,} bytes"),
+        (
+            "Left out",
+            f"{manifest.exact_duplicates + manifest.near_duplicates:,} duplicates, "
+            f"{manifest.skipped_files:,} files that are no text",
+        ),
+        *((f"{name} on held-out text", f"{bits:.4f} bits per byte") for name, bits in compressors(manifest).items()),
+    ]
+    languages = [
+        (_LANGUAGES.get(code, code), f"{value:.2f}") for code, value in manifest.bytes_per_token_by_language.items()
+    ]
+    tokenizer = [
+        ("Vocabulary", f"{manifest.vocab_size:,} tokens, {manifest.num_merges:,} of them merged"),
+        ("Training text", f"{manifest.bytes_per_token:.2f}"),
+        *languages,
+    ]
+    return _table("Text", rows) + _table("Tokenizer: UTF-8 bytes per token", tokenizer)
 
 
 def _launches(folder: RunFolder) -> str:
@@ -212,8 +239,10 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
     return f"<h2>{html.escape(title)}</h2><table>{body}</table>\n"
 
 
-def _compressors(folder: RunFolder) -> dict[str, float]:
-    return {}
+def compressors(manifest: Manifest) -> dict[str, float]:
+    """Bits per byte of general compressors on the held-out text of a prepared corpus, by name."""
+    found = {"xz": manifest.heldout_xz_bits_per_byte, "zstd -19": manifest.heldout_zstd_bits_per_byte}
+    return {name: bits for name, bits in found.items() if bits is not None}
 
 
 def _median(values: list[float]) -> float:

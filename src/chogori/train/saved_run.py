@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from chogori.chat.tokenizer import Tokenizer
-from chogori.data import prepare
+from chogori.data.prepare import open_prepared
 from chogori.errors import RunError
 from chogori.model.transformer import K2Model
 from chogori.train.checkpoint import CheckpointStore
@@ -61,7 +61,7 @@ def open_run(path: Path) -> SavedRun:
 def evaluate_run(path: Path, *, max_bytes: int | None = None) -> Evaluation:
     """Bits per byte of a saved run on its held-out text (all of it unless `max_bytes`)."""
     run = open_run(path)
-    data = prepare(run.config.data, run.folder.data_folder(run.config))
+    data = open_prepared(run.folder.data_folder(run.config))
     return evaluate(
         run.model,
         data,
