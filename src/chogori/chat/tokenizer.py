@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import tiktoken
@@ -141,7 +142,7 @@ class Tokenizer:
         whole = tokenizers.Tokenizer(model)
         whole.pre_tokenizer = _split_and_byte_map()
         whole.decoder = decoders.ByteLevel()
-        add_tokens = cast(Callable[[list[tokenizers.AddedToken]], int], whole.add_tokens)  # the stubs leave it open
+        add_tokens = cast(Any, whole).add_tokens  # its stub is incomplete
         for name in self._special:
             flagged = name not in special_tokens.NOT_FLAGGED_SPECIAL
             add_tokens([tokenizers.AddedToken(name, normalized=False, special=flagged)])
@@ -220,7 +221,12 @@ class Tokenizer:
     @property
     def special_tokens(self) -> Mapping[str, int]:
         """Special tokens by name, in order of id."""
-        return dict(self._special)
+        return MappingProxyType(self._special)
+
+    @property
+    def ranks(self) -> Mapping[bytes, int]:
+        """Base tokens as bytes and their ids: what K2's `tiktoken.model` would hold."""
+        return MappingProxyType(self._ranks)
 
     @property
     def num_merges(self) -> int:

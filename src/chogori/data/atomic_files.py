@@ -6,7 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from chogori.errors import StorageError
@@ -18,7 +18,7 @@ Bytes = bytes | bytearray | memoryview
 
 
 @contextlib.contextmanager
-def storage_errors(target: Path) -> Iterator[None]:
+def storage_errors(target: Path) -> Generator[None]:
     """Turn a full or read-only disk into a StorageError that names the file and the fix."""
     try:
         yield
@@ -65,7 +65,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Generator[None]:
     """Hold a folder against other processes that ask the same; the lock dies with its process, however it dies."""
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

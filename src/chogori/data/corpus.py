@@ -22,7 +22,8 @@ from chogori.data.readers import NotText, read_documents
 from chogori.data.standard_library import read_standard_library, standard_library_files
 from chogori.errors import CorpusError
 
-_PASSED_OVER = {"__pycache__"}
+PASSED_OVER = "hidden or cache"
+_CACHES = {"__pycache__"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,13 @@ class SourceFile:
 
 
 class Corpus:
-    """The text that a DataConfig names. `skipped` fills while documents are read."""
+    """The text that a DataConfig names. `skipped` and `num_empty` are known once all documents are read."""
 
     def __init__(self, config: DataConfig) -> None:
         """Finds the files at once. Raises CorpusError for a path that is missing or a folder or glob without files."""
         self._config = config
         self.skipped: list[SkippedFile] = []
+        self.num_empty = 0
         self._files: list[SourceFile] = []
         seen: set[Path] = set()
         for given in config.paths:
@@ -82,9 +84,12 @@ class Corpus:
     def documents(self) -> Iterator[Document]:
         """All documents in order, text that is only white space left out."""
         del self.skipped[self._num_passed_over :]
+        self.num_empty = 0
         for document in self._all():
             if document.text.strip():
                 yield document
+            else:
+                self.num_empty += 1
 
     def _all(self) -> Iterator[Document]:
         for source in self._files:
@@ -113,7 +118,7 @@ def _find(given: Path, skipped: list[SkippedFile]) -> list[SourceFile]:
         files = _walk(root, skipped)
         if not files:
             raise CorpusError(f"data.paths names the folder {given}, which holds no files; put text into it.")
-        return [SourceFile(file, f"{root.name}/{file.relative_to(root).as_posix()}", False) for file in files]
+        return [SourceFile(file, _name(root, file), False) for file in files]
     if path.is_file():
         return [SourceFile(path, path.name, True)]
     if glob.has_magic(str(path)):
@@ -122,8 +127,21 @@ def _find(given: Path, skipped: list[SkippedFile]) -> list[SourceFile]:
         files = [match for match in matches if match.is_file()]
         if not files:
             raise CorpusError(f"data.paths names {given}, which matches no file; quote it and check the pattern.")
-        return [SourceFile(file, file.as_posix().removeprefix("/"), False) for file in files]
+        root = _fixed_part(path).resolve()
+        return [SourceFile(file, _name(root, file.resolve()), False) for file in files]
     raise CorpusError(f"data.paths names {given}, which does not exist; expected a folder, a file or a glob.")
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder before the first wildcard of a glob."""
+    while glob.has_magic(str(pattern)):
+        pattern = pattern.parent
+    return pattern
+
+
+def _name(root: Path, path: Path) -> str:
+    """A file's name in reports and for the split: the same wherever the folder `root` lies."""
+    return f"{root.name}/{path.relative_to(root).as_posix()}" if path.is_relative_to(root) else path.name
 
 
 def _walk(root: Path, skipped: list[SkippedFile]) -> list[Path]:
@@ -131,10 +149,14 @@ def _walk(root: Path, skipped: list[SkippedFile]) -> list[Path]:
     files: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         here = Path(folder)
-        for name in [*subfolders, *names]:
-            if name.startswith(".") or name in _PASSED_OVER:
-                shown = f"{root.name}/{(here / name).relative_to(root).as_posix()}"
-                skipped.append(SkippedFile(shown, "hidden or cache"))
-        subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n not in _PASSED_OVER)
-        files += [here / name for name in names if not name.startswith(".") and (here / name).is_file()]
+        for name in sorted([*subfolders, *names]):
+            if name.startswith(".") or name in _CACHES:
+                skipped.append(SkippedFile(_name(root, here / name), PASSED_OVER))
+            elif name in subfolders and (here / name).is_symlink():
+                skipped.append(SkippedFile(_name(root, here / name), "a link to a folder"))
+            elif name in names and not (here / name).is_file():
+                skipped.append(SkippedFile(_name(root, here / name), "no regular file"))
+            elif name in names:
+                files.append(here / name)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in _CACHES]
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())

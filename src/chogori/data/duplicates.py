@@ -76,7 +76,7 @@ class DuplicateFilter:
         return None
 
     def _signature(self, text: str) -> Signature | None:
-        words = _WORD.findall(text)
+        words: list[str] = _WORD.findall(text)
         if len(words) < _SHINGLE_WORDS:
             return None
         known = self._word_hashes
@@ -107,7 +107,7 @@ class DuplicateFilter:
             candidates.update(band.get(key, ()))
         best: tuple[int, float] | None = None
         for candidate in sorted(candidates):
-            similarity = float(np.mean(self._signatures[candidate] == signature))
+            similarity = np.count_nonzero(self._signatures[candidate] == signature) / _NUM_ORDERINGS
             if best is None or similarity > best[1]:
                 best = (candidate, similarity)
         return best

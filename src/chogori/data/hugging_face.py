@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from chogori.data.document import Document
+from chogori.data.records import text_of_record
 from chogori.errors import CorpusError
 
 
@@ -27,12 +28,7 @@ def stream_dataset(spec: str, *, text_field: str) -> Iterator[Document]:
     try:
         rows: Iterable[Mapping[str, object]] = datasets.load_dataset(name, config or None, split=split, streaming=True)
         for number, row in enumerate(rows, start=1):
-            text = row.get(text_field)
-            if not isinstance(text, str):
-                raise CorpusError(
-                    f"dataset {spec!r} has fields {', '.join(row)}; expected text in {text_field!r}. "
-                    "Name its field with data.text_field."
-                )
+            text = text_of_record(row, text_field, f"dataset {spec!r}, row {number}")
             yield Document(f"{spec}#{number}", text)
     except (OSError, ValueError, RuntimeError) as error:
         # FileNotFoundError, ConnectionError and DatasetNotFoundError are OSErrors; an unknown config or split a

@@ -118,7 +118,7 @@ class PackedLoader:
         expected = self.state_dict()
         if set(state) != set(expected):
             raise CheckpointError(
-                f"the loader's state has entries {sorted(state)}; expected {sorted(expected)}: another version wrote it."
+                f"the loader's state has entries {sorted(state)}; expected {sorted(expected)}, of this version."
             )
         if state["fingerprint"] != expected["fingerprint"]:
             raise CheckpointError(

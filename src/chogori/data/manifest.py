@@ -49,6 +49,8 @@ class Manifest:
     bytes_read: int
     truncated: bool
     """Whether reading stopped at max_bytes."""
+    empty_documents: int
+    """Nothing but white space; not counted as read."""
     exact_duplicates: int
     near_duplicates: int
     duplicates: tuple[Duplicate, ...]

@@ -25,7 +25,7 @@ from chogori.data import manifest as manifests
 from chogori.data.atomic_files import PARTIAL_SUFFIX, exclusive, storage_errors, write_atomically
 from chogori.data.compression import xz_bits_per_byte, zstd_bits_per_byte
 from chogori.data.config import DataConfig
-from chogori.data.corpus import Corpus
+from chogori.data.corpus import PASSED_OVER, Corpus
 from chogori.data.document import Document, SkippedFile, stable_share
 from chogori.data.duplicates import Duplicate, DuplicateFilter
 from chogori.data.manifest import Manifest, SplitCounts
@@ -174,6 +174,7 @@ class _Preparation:
                 documents_read=reading.documents,
                 bytes_read=reading.bytes,
                 truncated=reading.truncated,
+                empty_documents=self._corpus.num_empty,
                 exact_duplicates=reading.exact_duplicates,
                 near_duplicates=reading.near_duplicates,
                 duplicates=tuple(self._duplicates),
@@ -237,7 +238,7 @@ class _Preparation:
             yield document
 
     def _warn_of_skipped(self, skipped: Sequence[SkippedFile]) -> None:
-        unread = [file for file in skipped if file.reason != "hidden or cache"]
+        unread = [file for file in skipped if file.reason != PASSED_OVER]
         if not unread:
             return
         reasons = Counter(file.reason.partition(" (")[0] for file in unread)

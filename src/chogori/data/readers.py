@@ -12,17 +12,20 @@ import importlib
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from chogori.data.document import Document
+from chogori.data.records import text_of_record
 from chogori.errors import CorpusError
 
 _SNIFFED_BYTES = 8192
 _RECORD_SUFFIXES = {".jsonl", ".ndjson"}
 _TABLE_SUFFIXES = {".parquet"}
 _COMPRESSED_SUFFIXES = {".gz", ".xz", ".zst"}
+_BROKEN_ARCHIVE = "cannot be decompressed ({}); is it complete? Replace or remove it."
 # The longer mark first: UTF-32's begins with UTF-16's.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -50,8 +53,8 @@ def read_documents(path: Path, name: str, *, text_field: str) -> Iterator[Docume
                 yield from _read_table(file, path, name, text_field)
             else:
                 yield Document(name, _read_text(file))
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise CorpusError(f"{path} cannot be decompressed ({error}); is it complete? Replace or remove it.") from error
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise CorpusError(f"{path} {_BROKEN_ARCHIVE.format(error)}") from error
     except PermissionError as error:
         raise CorpusError(
             f"{path} may not be read ({error.strerror}); change its permissions or leave it out."
@@ -73,11 +76,18 @@ def _open_zstd(path: Path) -> IO[bytes]:
         import zstandard  # optional: only corpora in .zst need it
     except ImportError as error:
         raise CorpusError(f"{path} is compressed with zstd; install its reader: pip install zstandard") from error
+    pieces: list[bytes] = []
+    rest = path.read_bytes()
     try:
-        with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as reader:
-            return io.BytesIO(reader.read())
+        while rest:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            pieces.append(frame.decompress(rest))
+            if not frame.eof:
+                raise EOFError("it ends within a frame")
+            rest = frame.unused_data
     except zstandard.ZstdError as error:
-        raise CorpusError(f"{path} cannot be decompressed ({error}); is it complete? Replace or remove it.") from error
+        raise CorpusError(f"{path} {_BROKEN_ARCHIVE.format(error)}") from error
+    return io.BytesIO(b"".join(pieces))
 
 
 def _read_text(file: IO[bytes]) -> str:
@@ -113,22 +123,7 @@ def _read_records(file: IO[bytes], path: Path, name: str, text_field: str) -> It
         if not isinstance(record, dict):
             raise CorpusError(f"{path}, line {number}: found {line[:40]!r}; expected an object with {text_field!r}.")
         fields = cast(dict[str, object], record)
-        yield Document(f"{name}#{number}", _text_of(fields, text_field, f"{path}, line {number}"))
-
-
-def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
-    text = fields.get(text_field)
-    if isinstance(text, str):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise CorpusError(
-                f"{where}: {text_field!r} holds half of a surrogate pair (U+{ord(text[error.start]):04X}), which is no "
-                "Unicode text; mend or remove the record."
-            ) from error
-        return text
-    found = f"{text_field!r} is {type(text).__name__}" if text_field in fields else f"fields {', '.join(fields)}"
-    raise CorpusError(f"{where}: found {found}; expected text in {text_field!r}. Name its field with data.text_field.")
+        yield Document(f"{name}#{number}", text_of_record(fields, text_field, f"{path}, line {number}"))
 
 
 def _read_table(file: IO[bytes], path: Path, name: str, text_field: str) -> Iterator[Document]:
@@ -149,7 +144,9 @@ def _read_table(file: IO[bytes], path: Path, name: str, text_field: str) -> Iter
         for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
             for text in batch.column(0).to_pylist():
                 number += 1
-                yield Document(f"{name}#{number}", _text_of({text_field: text}, text_field, f"{path}, row {number}"))
+                yield Document(
+                    f"{name}#{number}", text_of_record({text_field: text}, text_field, f"{path}, row {number}")
+                )
     except arrow.ArrowException as error:
         raise CorpusError(
             f"{path} cannot be read as Parquet ({error}); is it complete? Replace or remove it."
