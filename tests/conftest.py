@@ -4,9 +4,9 @@ import os
 
 from hypothesis import settings
 
-# Read by torch when it is first imported, here or in a subprocess. Workers of pytest-xdist share the cores.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 2)) // _workers)))
+# Read by torch when it is first imported, here or in a subprocess. One thread: the tensors of tests are small, and the
+# workers of pytest-xdist share the cores; OpenMP threads that wait for a busy core make a test many times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"

@@ -56,7 +56,7 @@ def _memory(config: TrainConfig) -> Table:
         sequence_length=config.sequence_length,
         weight_dtype="float32",
         compute_dtype="float32" if config.precision == "float32" else "bfloat16",
-        optimizer=config.optimizer.optimizer,
+        optimizer=config.optim.optimizer,
     )
     table = _table("memory of one process with the whole model")
     for item in plan.items:

@@ -107,7 +107,7 @@ def usage() -> str:
             "usage: chogori train RECIPE [--field value …]",
             "       chogori train --from RUN --out DIR [--field value …]",
             "",
-            "Trains into the folder --out, or continues the run that is there. Ctrl-C saves; the same command continues.",
+            "Trains into the folder --out, or continues the run that is there. Ctrl-C saves; the same command goes on.",
             "",
             *lines,
             "",
