@@ -1,0 +1,276 @@
+"""How large the attention logits of a training step were, almost for free: log-sum-exp screening.
+
+A flash kernel returns for each query row the log-sum-exp of its logits. With n visible keys,
+lse − ln(n) ≤ largest logit ≤ lse, so a head whose largest log-sum-exp stays under the threshold τ needs nothing, and
+that is exact. Only for the other, hot heads is the maximum recomputed, and for these only in rows that can hold it:
+those whose lse reaches the largest lower bound of the head.
+
+Shape letters: B sequences, H query heads, G key heads (G divides H), T query positions, S key positions, d head width,
+R chosen rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chogori.errors import ConfigError, NonFiniteError
+
+MARGIN = 1e-3
+"""Heads are recomputed from (1 − MARGIN)·τ on; rounding in a kernel's log-sum-exp is far smaller."""
+
+ROW_CHUNK_BYTES = 32 * 2**20
+"""Float32 bytes of recomputed logits held at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Pending:
+    """What one layer reported in the current micro-batch."""
+
+    top_H: Tensor
+    """Largest log-sum-exp, or the exact maximum, of each head."""
+    exact: bool
+    q_BHTd: Tensor | None = None
+    k_BGSd: Tensor | None = None
+    lse_BHT: Tensor | None = None
+    scale: float = 1.0
+    documents_BT: Tensor | None = None
+    mask_BHTS: Tensor | None = None
+    causal: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class LayerLogits:
+    """The largest logits of one layer since the last collection; one number per head."""
+
+    name: str
+    bound_H: Tensor
+    """Largest log-sum-exp: no logit exceeded it. −inf when the layer did not report."""
+    maximum_H: Tensor
+    """The largest logit where it was computed, else −inf."""
+
+    @property
+    def top_H(self) -> Tensor:
+        """The largest logit where it was computed, else the bound."""
+        return torch.where(self.maximum_H > -math.inf, self.maximum_H, self.bound_H)
+
+
+class LayerObserver:
+    """What an attention layer calls in a training forward, with the queries and keys of its logits."""
+
+    def __init__(self, monitor: AttentionLogitMonitor, name: str, num_heads: int) -> None:
+        self.name = name
+        self.num_heads = num_heads
+        self._monitor = monitor
+        self.pending: _Pending | None = None
+
+    @torch.compiler.disable  # Keeps references and reads the clock of micro-batches: no part of a graph.
+    def __call__(
+        self,
+        q_BHTd: Tensor,
+        k_BGSd: Tensor,
+        lse_BHT: Tensor,
+        scale: float,
+        documents_BT: Tensor | None = None,
+        *,
+        mask_BHTS: Tensor | None = None,
+        causal: bool = True,
+    ) -> None:
+        """Report logits q·k·scale whose natural log-sum-exp per query row, mask applied, is `lse_BHT`.
+
+        `documents_BT` numbers the documents of packed rows: a token sees its own document only. `mask_BHTS` is a
+        boolean mask (True: visible), broadcast over B and H.
+        """
+        if _in_backward():
+            return  # Activation checkpointing runs the forward again; these logits have been seen.
+        monitor = self._monitor
+        if self.pending is not None:
+            monitor.flush()
+        lse_BHT = lse_BHT.detach()
+        top_H = lse_BHT.amax(dim=(0, 2))
+        if monitor.threshold is None or not monitor.exact:
+            self.pending = _Pending(top_H, exact=False)
+            return
+        self.pending = _Pending(
+            top_H,
+            False,
+            q_BHTd.detach(),
+            k_BGSd.detach(),
+            lse_BHT,
+            float(scale),
+            documents_BT,
+            mask_BHTS,
+            causal,
+        )
+
+    @torch.compiler.disable
+    def report_maximum(self, max_BHT: Tensor) -> None:
+        """Report exact row maxima of the scaled logits, from a kernel that returns them (flex_attention on GPU)."""
+        if _in_backward():
+            return
+        if self.pending is not None:
+            self._monitor.flush()
+        self.pending = _Pending(max_BHT.detach().amax(dim=(0, 2)), exact=True)
+
+
+class AttentionLogitMonitor:
+    """Collects the largest attention logit of every head over the micro-batches of a step.
+
+    Between two reports of a layer nothing leaves the device. When a layer reports again (a new micro-batch) or at
+    `collect`, the numbers of all layers come to the host in one transfer.
+    """
+
+    def __init__(self, *, threshold: float | None = 100.0, exact: bool = True) -> None:
+        """`threshold` None only bounds the logits; `exact` False never recomputes (see QKClipConfig)."""
+        if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
+            raise ConfigError(f"the threshold of attention logits is {threshold:g}; expected above 0, such as 100")
+        self.threshold = threshold
+        self.exact = exact
+        self.layers: list[LayerObserver] = []
+        self._bounds: list[Tensor] = []
+        self._maxima: list[Tensor] = []
+
+    def observer(self, name: str, num_heads: int) -> LayerObserver:
+        """The callable for one more attention layer."""
+        observer = LayerObserver(self, name, num_heads)
+        self.layers.append(observer)
+        self._bounds.append(torch.full((num_heads,), -math.inf, dtype=torch.float64))
+        self._maxima.append(torch.full((num_heads,), -math.inf, dtype=torch.float64))
+        return observer
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Take up what is pending and let go of its queries and keys.
+
+        Raises NonFiniteError when a logit was NaN or infinite.
+        """
+        reported = [(index, layer.pending) for index, layer in enumerate(self.layers)]
+        pending = [(index, entry) for index, entry in reported if entry is not None]
+        for layer in self.layers:
+            layer.pending = None
+        tops = _to_host([entry.top_H for _, entry in pending])
+        found: list[tuple[int, Tensor, Tensor]] = []
+        for (index, entry), top_H in zip(pending, tops, strict=True):
+            top_H = top_H.double()
+            if not bool((top_H < math.inf).all()):  # NaN compares false
+                head = int((~(top_H < math.inf)).nonzero()[0])
+                raise NonFiniteError(
+                    f"an attention logit of {self.layers[index].name}, head {head}, is NaN or infinite; the weights "
+                    "were left as they are. Look at the loss and gradients of this step, or lower the learning rate"
+                )
+            torch.maximum(self._bounds[index], top_H, out=self._bounds[index])
+            if entry.exact:
+                torch.maximum(self._maxima[index], top_H, out=self._maxima[index])
+            elif entry.q_BHTd is not None and self.threshold is not None:
+                hot_H = top_H >= self.threshold * (1 - MARGIN)
+                if bool(hot_H.any()):
+                    heads = hot_H.nonzero()[:, 0]
+                    found.append((index, heads, _hot_maxima(entry, heads)))
+        for (index, heads, _), values in zip(found, _to_host([values for *_, values in found]), strict=True):
+            self._maxima[index][heads] = torch.maximum(self._maxima[index][heads], values.double())
+
+    def collect(self) -> list[LayerLogits]:
+        """The largest logits since the last call, in the order the layers were added; starts anew."""
+        self.flush()
+        result = [
+            LayerLogits(layer.name, bound_H, maximum_H)
+            for layer, bound_H, maximum_H in zip(self.layers, self._bounds, self._maxima, strict=True)
+        ]
+        self._bounds = [torch.full_like(bound_H, -math.inf) for bound_H in self._bounds]
+        self._maxima = [torch.full_like(maximum_H, -math.inf) for maximum_H in self._maxima]
+        return result
+
+
+def _in_backward() -> bool:
+    # What torch.utils.checkpoint itself asks to tell a recomputation from a first forward.
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies on the host, one transfer per device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(position)
+    result: list[Tensor] = list(tensors)
+    for positions in by_device.values():
+        wide = any(tensors[position].dtype is torch.float64 for position in positions)
+        dtype = torch.float64 if wide else torch.float32
+        packed = torch.cat([tensors[position].to(dtype) for position in positions]).cpu()
+        sizes = [tensors[position].numel() for position in positions]
+        for position, part in zip(positions, packed.split(sizes), strict=True):
+            result[position] = part
+    return result
+
+
+def _hot_maxima(entry: _Pending, heads: Tensor) -> Tensor:
+    assert entry.q_BHTd is not None and entry.k_BGSd is not None
+    return exact_maxima(
+        entry.q_BHTd,
+        entry.k_BGSd,
+        entry.scale,
+        heads,
+        lse_BHT=entry.lse_BHT,
+        documents_BT=entry.documents_BT,
+        mask_BHTS=entry.mask_BHTS,
+        causal=entry.causal,
+    )
+
+
+@torch.no_grad()
+def exact_maxima(
+    q_BHTd: Tensor,
+    k_BGSd: Tensor,
+    scale: float,
+    heads: Tensor,
+    *,
+    lse_BHT: Tensor | None = None,
+    documents_BT: Tensor | None = None,
+    mask_BHTS: Tensor | None = None,
+    causal: bool = True,
+) -> Tensor:
+    """The largest visible q·k·scale of each of `heads` over all rows, in float32 (float64 for such inputs).
+
+    With `lse_BHT` only rows that can hold the maximum are computed. Masks as in `LayerObserver`.
+    """
+    batch, num_heads, num_rows, _ = q_BHTd.shape
+    num_keys = k_BGSd.shape[2]
+    group = num_heads // k_BGSd.shape[1]
+    device = q_BHTd.device
+    dtype = torch.float64 if q_BHTd.dtype is torch.float64 else torch.float32
+    rows_T = torch.arange(num_rows, device=device)
+    keys_S = torch.arange(num_keys, device=device)
+    result = torch.full((len(heads),), -math.inf, device=device, dtype=dtype)
+    rows_per_chunk = max(1, ROW_CHUNK_BYTES // (4 * num_keys))
+    if lse_BHT is not None:
+        visible_T = (rows_T + 1).clamp(max=num_keys) if causal else torch.full_like(rows_T, num_keys)
+        lower_BHT = lse_BHT - visible_T.log()
+        # Rounding of the log-sum-exp must not exclude the row that holds the maximum.
+        least_H = lower_BHT.amax(dim=(0, 2))
+        least_H = least_H - 1e-4 * least_H.abs() - 1e-4
+        candidates_BHT = lse_BHT >= least_H[None, :, None]
+    else:
+        candidates_BHT = torch.ones(batch, num_heads, num_rows, dtype=torch.bool, device=device)
+    for position, head in enumerate(heads.tolist()):
+        where_R2 = candidates_BHT[:, head].nonzero().cpu()
+        counts = torch.bincount(where_R2[:, 0], minlength=batch).tolist()
+        for index, rows in enumerate(where_R2[:, 1].split(counts)):
+            key_Sd = k_BGSd[index, head // group].to(dtype)
+            for chunk in rows.to(device).split(rows_per_chunk):
+                logits_RS = (q_BHTd[index, head, chunk].to(dtype) @ key_Sd.mT) * scale
+                hidden_RS = keys_S[None, :] > chunk[:, None] if causal else None
+                if documents_BT is not None:
+                    other_RS = documents_BT[index, chunk][:, None] != documents_BT[index][None, :]
+                    hidden_RS = other_RS if hidden_RS is None else hidden_RS | other_RS
+                if mask_BHTS is not None:
+                    mask_HTS = mask_BHTS[index if mask_BHTS.shape[0] > 1 else 0]
+                    masked_RS = ~mask_HTS[head if mask_HTS.shape[0] > 1 else 0][chunk]
+                    hidden_RS = masked_RS if hidden_RS is None else hidden_RS | masked_RS
+                if hidden_RS is not None:
+                    logits_RS = logits_RS.masked_fill(hidden_RS, -math.inf)
+                if logits_RS.numel():
+                    result[position] = torch.maximum(result[position], logits_RS.max())
+    return result
