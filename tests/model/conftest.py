@@ -29,6 +29,10 @@ SMALL = K2Config(
 YARN = YarnConfig(factor=4.0, original_max_position_embeddings=32, beta_fast=8.0, beta_slow=1.0, mscale=0.7)
 
 
+# Models this small gain nothing from threads, and lose much where other work shares the cores.
+torch.set_num_threads(1)
+
+
 @torch.no_grad()
 def scatter(model: K2Model, seed: int = 0) -> K2Model:
     """Fill every parameter and the routers' biases with numbers that keep activations near 1.

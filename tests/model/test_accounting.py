@@ -3,10 +3,12 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from chogori.errors import ConfigError
-from chogori.model import K2Config, K2Model
+from chogori.model import K2Config, K2Model, moe
 from chogori.model.accounting import count_parameters, flops_per_token, memory_plan
 from chogori.model.config import PRESETS
 
@@ -54,9 +56,17 @@ def test_moonlight_has_16_billion_parameters_and_3_billion_active() -> None:
     assert count.active == 2_914_774_528
 
 
-def test_operations_equal_what_torch_counts(small: K2Config) -> None:
-    # All experts are visited, so that no padding of the experts' batches is counted, and attention is left to the
-    # formula: torch counts the kernel's full square.
+def test_operations_equal_what_torch_counts(small: K2Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Attention is left to the formula: torch counts the kernel's full square. Experts are plain products here, all of
+    # them visited by every token: torch counts a product that writes into `out` twice.
+    def plain_experts(x_TD: Tensor, _: Tensor, weights_TK: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor) -> Tensor:
+        out_TD = torch.zeros_like(x_TD)
+        for gate_up_XD, down_DF, weight_T in zip(gate_up_EXD, down_EDF, weights_TK.unbind(1), strict=True):
+            gate_TF, up_TF = (x_TD @ gate_up_XD.T).chunk(2, dim=-1)
+            out_TD += (functional.silu(gate_TF) * up_TF) @ down_DF.T * weight_T.unsqueeze(-1)
+        return out_TD
+
+    monkeypatch.setattr(moe, "routed_experts", plain_experts)
     config = small.replace(num_experts=4, num_experts_per_token=4)
     model, length = K2Model(config, seed=0), 16
     tokens_BT = torch.randint(0, config.vocab_size, (2, length))

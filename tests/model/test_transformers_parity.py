@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from chogori.model import K2Config, K2Model, YarnConfig, generate
 from chogori.model.hf_config import to_hf
+from tests.model.conftest import scatter
 
 MakeModel = Callable[..., K2Model]
 
@@ -105,8 +106,6 @@ def grad_of(parameter: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def make_model_once() -> MakeModel:
     """As `make_model`; hypothesis wants fixtures that live longer than one example."""
-    from tests.model.conftest import scatter
-
     return lambda config, seed: scatter(K2Model(config, seed=seed), seed).eval()
 
 
