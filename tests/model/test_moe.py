@@ -27,6 +27,7 @@ def inputs(config: K2Config, num_tokens: int = 50) -> Tensor:
     return torch.randn(num_tokens, config.hidden_size, generator=torch.Generator().manual_seed(9))
 
 
+@torch.no_grad()
 def test_the_bias_chooses_and_does_not_weigh(small: K2Config) -> None:
     router, x_TD = make_router(small), inputs(small)
     routing = router(x_TD)
@@ -173,6 +174,7 @@ def test_the_balance_loss_is_one_when_balanced_and_largest_when_collapsed() -> N
     assert float(sequence_balance_loss(split, num_sequences=2)) == pytest.approx(4.0)
 
 
+@torch.no_grad()
 def test_the_balance_loss_enters_the_loss_with_its_weight(
     make_model: MakeModel, small: K2Config, tokens_BT: Tensor
 ) -> None:
