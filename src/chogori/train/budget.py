@@ -43,7 +43,8 @@ class Budget:
         schedule = self._config.schedule
         if schedule.kind != "wsd":
             return 0
-        return min(round(schedule.decay_share * self.last_step), self.last_step - schedule.warmup_steps)
+        # Rounded down: then p (s + d) never exceeds the d of `consider`, and no decay reaches into steps taken before it.
+        return min(math.floor(schedule.decay_share * self.last_step), self.last_step - schedule.warmup_steps)
 
     def consider(self, step: int, elapsed_s: float) -> bool:
         """After `step` steps in `elapsed_s` seconds: fix the last step if the time left is needed for the decay.

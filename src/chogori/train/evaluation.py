@@ -11,8 +11,7 @@ import time
 
 import torch
 
-from chogori.data.loader import heldout_batches
-from chogori.data.prepare import PreparedData
+from chogori.data import PreparedData, heldout_batches
 from chogori.errors import CorpusError
 from chogori.model.transformer import K2Model
 from chogori.train.metrics import Evaluation

@@ -13,9 +13,8 @@ from typing import Literal
 
 import torch
 
-from chogori.data.loader import PackedLoader
+from chogori.data import PackedLoader, PreparedData, open_prepared, prepare
 from chogori.data.manifest import FILE_NAME as MANIFEST_FILE
-from chogori.data.prepare import PreparedData, open_prepared, prepare
 from chogori.errors import ConfigError
 from chogori.model.accounting import count_parameters
 from chogori.model.config import K2Config
@@ -84,7 +83,7 @@ def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), clock: Cal
 
     Listeners hear every event, in order; the trackers of the config are added to them. Ctrl-C or SIGTERM ends the run
     after the current step with a checkpoint. Raises RunError (folder busy or of another run), CheckpointError,
-    StorageError, NonFiniteError, ConfigError and the errors of `chogori.data.prepare`; steps up to the last checkpoint
+    StorageError, NonFiniteError, ConfigError and the errors of `chogori.data.preparation`; steps up to the last checkpoint
     are kept in every case.
     """
     folder = RunFolder(Path(config.out))
@@ -139,7 +138,7 @@ class _Launch:
             model = K2Model(model_config, seed=config.seed)
         model = model.to(device)
         model.compute_dtype = dtype
-        optimizer = StepOptimizer(config, model)
+        optimizer = StepOptimizer(config.optim, model)
         loader = PackedLoader(
             data.train, batch_size=config.batch_size, sequence_length=config.sequence_length, seed=config.seed
         )

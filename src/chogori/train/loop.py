@@ -5,15 +5,14 @@ Shapes: B rows of a micro-batch, T tokens, L sparse layers, E experts.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from chogori.data.loader import PackedLoader
-from chogori.data.packing import Batch
+from chogori.data import Batch, PackedLoader
 from chogori.errors import NonFiniteError
 from chogori.model.accounting import flops_per_token
 from chogori.model.transformer import K2Model
@@ -122,19 +121,22 @@ class TrainingLoop:
     def _accumulate_gradients(self, batches: list[_DeviceBatch], num_targets: int) -> float:
         """Gradient of the mean over all targets of the step; returns that mean, in nats per token."""
         losses: list[Tensor] = []
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             # Divided by the targets of the whole step, not of the micro-batch: the sum of gradients is then that of
             # one batch with all rows, however unevenly documents fill them.
-            loss = self._loss(
-                batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT, normaliser=float(num_targets)
-            )
-            cast("torch.autograd.graph.Node | None", loss.backward())
+            try:
+                loss = self._loss(
+                    batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT, normaliser=float(num_targets)
+                )
+            except NonFiniteError as error:  # from the observation of attention logits
+                raise self._diagnosed("the forward pass", f"stopped ({error})", number, batch) from error
+            loss.backward()
             losses.append(loss.detach())
         # One transfer for the whole step; the sum runs in the order of the batches.
         values = torch.stack(losses).tolist()
         for number, (value, batch) in enumerate(zip(values, batches, strict=True), start=1):
-            if not torch.isfinite(torch.tensor(value)):
-                self._refuse_loss(value, number, batch, num_targets)
+            if not math.isfinite(value):
+                raise self._diagnosed("the loss", f"is {value}", number, batch)
         return float(sum(values))
 
     def _clip_gradients(self) -> float:
@@ -142,25 +144,23 @@ class TrainingLoop:
         norm = float(
             torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if limit is None else limit, foreach=True)
         )
-        if norm != norm or norm == float("inf"):
+        if not math.isfinite(norm):
             where = first_bad_gradient(self.model) or "every single gradient is finite, but their norm overflows float32"
             raise NonFiniteError(self._advice(f"the gradient norm of step {self.step + 1} is {norm}: {where}"))
         return norm
 
-    def _refuse_loss(self, value: float, number: int, batch: _DeviceBatch, num_targets: int) -> None:
-        def forward() -> object:
-            return self.model.loss(
-                batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT, normaliser=float(num_targets)
-            )
+    def _diagnosed(self, what: str, finding: str, number: int, batch: _DeviceBatch) -> NonFiniteError:
+        """The error of a forward pass that went wrong, with the first bad tensor found by looking again."""
+        model = self.model.eval()  # neither counts experts nor observes logits
 
-        where = (
-            first_bad_parameter(self.model)
-            or first_bad_activation(self.model, forward)
-            or "all weights and the outputs of all layers are finite; the loss itself overflows"
-        )
-        raise NonFiniteError(
-            self._advice(f"the loss of step {self.step + 1}, micro-batch {number}, is {value}: {where}")
-        )
+        def forward() -> object:
+            return model.loss(batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT)
+
+        where = first_bad_parameter(model) or first_bad_activation(model, forward)
+        model.train()
+        where = where or "all weights and the outputs of all layers are finite; the loss itself overflows"
+        place = f"step {self.step + 1}, micro-batch {number}"
+        return NonFiniteError(self._advice(f"{what} of {place} {finding}: {where}"))
 
     def _advice(self, finding: str) -> str:
         return (

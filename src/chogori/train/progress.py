@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -37,9 +36,9 @@ _RECENT_STEPS = 20
 class Progress:
     """A listener that shows a run. Use as a context manager, so that the terminal is left in order."""
 
-    def __init__(self, *, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """`file` is standard output when None."""
-        self._console = Console(file=file, highlight=False)
+    def __init__(self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`console` writes to standard output when None."""
+        self._console = console or Console(highlight=False)
         self._clock = clock
         self._live: Live | None = None
         self._started: RunStarted | None = None
@@ -146,21 +145,19 @@ class Progress:
             f"{_duration(self._seconds_left(metrics))} left",
         )
         grid = Table.grid(padding=(0, 2))
-        for _ in range(4):
-            grid.add_column(no_wrap=True)
-        cells = self._cells(metrics)
-        for row in range(0, len(cells), 2):
-            pair = [*cells[row : row + 2], ("", "")][:2]
-            grid.add_row(*(Text(text, style=style) for cell in pair for text, style in zip(cell, ("dim", "bold"), strict=True)))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(style="bold")
+        for name, value in self._rows(metrics):
+            grid.add_row(name, Text(value))
         return Panel(Group(bar, Text(""), grid), title=str(self._started.folder), border_style="dim")
 
-    def _cells(self, metrics: StepMetrics) -> list[tuple[str, str]]:
+    def _rows(self, metrics: StepMetrics) -> list[tuple[str, str]]:
         timing = metrics.timing
         mean_loss = sum(self._losses) / len(self._losses)
         speed = f"{timing.tokens_per_s:,.0f} tokens/s"
         if timing.peak_share:
             speed += f", {timing.peak_share:.0%} of peak"
-        cells = [
+        rows = [
             ("loss", f"{metrics.loss:.3f} (mean of {len(self._losses)}: {mean_loss:.3f})"),
             ("speed", speed),
             ("held-out", self._heldout()),
@@ -170,20 +167,23 @@ class Progress:
             layer = max(range(len(metrics.max_logits)), key=metrics.max_logits.__getitem__)
             clipped = sum(metrics.clipped_heads)
             bound = "" if metrics.max_logits_exact[layer] else "at most "
-            cells.append(
+            rows.append(
                 ("max logit", f"{bound}{metrics.max_logits[layer]:.1f} in layer {layer}, {clipped} heads clipped")
             )
-        cells.append(("gradient norm", f"{metrics.grad_norm:.3f}"))
+        rows.append(("gradient norm", f"{metrics.grad_norm:.3f}"))
         if metrics.hottest_expert is not None and metrics.coldest_expert is not None:
             hot, cold = metrics.hottest_expert, metrics.coldest_expert
             worst = max(metrics.load_violation)
-            cells.append(
-                ("experts", f"hottest {hot[1]} (sparse layer {hot[0]}), coldest {cold[1]} ({cold[0]}), max/mean {1 + worst:.2f}")
+            rows.append(
+                (
+                    "experts",
+                    f"hottest {hot[1]} of sparse layer {hot[0]}, coldest {cold[1]} of {cold[0]}, max/mean {1 + worst:.2f}",
+                )
             )
-        cells.append(("learning rate", f"{metrics.learning_rate:.2e}"))
+        rows.append(("learning rate", f"{metrics.learning_rate:.2e}"))
         saved = "none yet" if self._saved_step is None else f"step {self._saved_step}"
-        cells.append(("checkpoint", saved))
-        return cells
+        rows.append(("checkpoint", saved))
+        return rows
 
     def _heldout(self) -> str:
         if self._evaluation is None:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import cast
 
-from chogori.data.manifest import Manifest
+from chogori.data import Manifest
 from chogori.model.accounting import count_parameters, flops_per_token
 from chogori.train.config import TrainConfig
 from chogori.train.config_json import to_json
@@ -250,10 +250,10 @@ def _median(values: list[float]) -> float:
 
 
 def _short(count: int) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g} {letter}"
-    return f"{count:,}"
+    return str(count)
 
 
 def _time(seconds: float) -> str:

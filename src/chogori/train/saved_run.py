@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from chogori.chat.tokenizer import Tokenizer
-from chogori.data.prepare import open_prepared
+from chogori.data import open_prepared
 from chogori.errors import RunError
 from chogori.model.transformer import K2Model
 from chogori.train.checkpoint import CheckpointStore
