@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_both_regex_engines_split_alike() -> None:
     def differing(pattern: str) -> list[str]:
         split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
         pieces = ([piece for piece, _ in split.pre_tokenize_str(text)] for text in texts)
-        one_by_one = [sum(map(encoding.encode_ordinary, group), []) for group in pieces]
+        one_by_one = [list(chain.from_iterable(map(encoding.encode_ordinary, group))) for group in pieces]
         return [text for text, ids in zip(texts, one_by_one, strict=True) if ids != encoding.encode_ordinary(text)]
 
     texts = ["".join(group) for group in product(PIECES, repeat=2)]

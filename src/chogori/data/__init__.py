@@ -1,7 +1,7 @@
 """Text to batches: corpora, deduplication, the held-out split, token shards, packing, resumable loaders.
 
-Owns everything between files of text and arrays of tokens; knows no model and never loads torch. Read `prepare`, which
-calls the rest in order, then `packing` and `loader`.
+Owns everything between files of text and arrays of tokens; knows no model and never loads torch. Read `preparation`,
+which calls the rest in order, then `packing` and `loader`.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chogori.data.loader import PackedLoader, heldout_batches
     from chogori.data.manifest import Manifest
     from chogori.data.packing import IGNORE_INDEX, Batch
-    from chogori.data.prepare import PreparedData, open_prepared, prepare
+    from chogori.data.preparation import PreparedData, open_prepared, prepare
     from chogori.data.shards import ShardSet
 
 __all__ = [
@@ -38,9 +38,9 @@ __getattr__, __dir__ = lazy_exports(
         "Manifest": "manifest",
         "IGNORE_INDEX": "packing",
         "Batch": "packing",
-        "PreparedData": "prepare",
-        "open_prepared": "prepare",
-        "prepare": "prepare",
+        "PreparedData": "preparation",
+        "open_prepared": "preparation",
+        "prepare": "preparation",
         "ShardSet": "shards",
     },
 )

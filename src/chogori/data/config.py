@@ -52,8 +52,11 @@ class DataConfig:
             )
         if not 0 < self.heldout_share < 1:
             raise ConfigError(f"data.heldout_share is {self.heldout_share}; expected between 0 and 1, such as 0.05")
-        if not 0 < self.near_duplicates <= 1:
-            raise ConfigError(f"data.near_duplicates is {self.near_duplicates}; expected above 0 and at most 1")
+        if not 0.7 <= self.near_duplicates <= 1:
+            raise ConfigError(
+                f"data.near_duplicates is {self.near_duplicates}; expected 0.7 to 1 (below 0.7 most pairs would be "
+                "missed), such as 0.8"
+            )
         for name in ("vocab_size", "tokenizer_bytes", "heldout_bytes", "shard_tokens", "max_bytes"):
             value: int | None = getattr(self, name)
             if value is not None and value < 1:

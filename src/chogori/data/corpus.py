@@ -123,8 +123,8 @@ def _find(given: Path, skipped: list[SkippedFile]) -> list[SourceFile]:
         return [SourceFile(path, path.name, True)]
     if glob.has_magic(str(path)):
         # pathlib's glob takes no absolute pattern
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        files = [match for match in matches if match.is_file()]
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+        files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             raise CorpusError(f"data.paths names {given}, which matches no file; quote it and check the pattern.")
         root = _fixed_part(path).resolve()

@@ -39,8 +39,10 @@ class Duplicate:
     name: str
     kept: str
     """The earlier document it repeats."""
+    exact: bool
+    """Whether the texts are equal but for white space and Unicode form."""
     similarity: float
-    """1 for equal texts, else the estimated share of five-word sequences in common."""
+    """Share of five-word sequences in common: 1 for equal texts, else estimated."""
 
 
 class DuplicateFilter:
@@ -64,13 +66,13 @@ class DuplicateFilter:
         normal = _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", document.text)).strip()
         digest = hashlib.sha256(normal.encode()).digest()
         if digest in self._exact:
-            return Duplicate(document.name, self._exact[digest], 1.0)
+            return Duplicate(document.name, self._exact[digest], True, 1.0)
         if self._threshold < 1:
             signature = self._signature(normal)
             if signature is not None:
                 found = self._most_similar(signature)
                 if found is not None and found[1] >= self._threshold:
-                    return Duplicate(document.name, self._names[found[0]], round(found[1], 3))
+                    return Duplicate(document.name, self._names[found[0]], False, round(found[1], 3))
                 self._remember(document.name, signature)
         self._exact[digest] = document.name
         return None
@@ -107,7 +109,7 @@ class DuplicateFilter:
             candidates.update(band.get(key, ()))
         best: tuple[int, float] | None = None
         for candidate in sorted(candidates):
-            similarity = np.count_nonzero(self._signatures[candidate] == signature) / _NUM_ORDERINGS
+            similarity = int(np.count_nonzero(self._signatures[candidate] == signature)) / _NUM_ORDERINGS
             if best is None or similarity > best[1]:
                 best = (candidate, similarity)
         return best

@@ -207,8 +207,8 @@ class _Preparation:
             if duplicate is None:
                 spool.append(document)
             else:
-                reading.exact_duplicates += duplicate.similarity == 1
-                reading.near_duplicates += duplicate.similarity < 1
+                reading.exact_duplicates += duplicate.exact
+                reading.near_duplicates += not duplicate.exact
                 if len(self._duplicates) < _LISTED_DUPLICATES:
                     self._duplicates.append(duplicate)
             self._progress("reading documents", min(1.0, reading.bytes / expected))
