@@ -64,13 +64,17 @@ def benchmarks_page(text: str) -> str:
         shown.add(name)
         file = RESULTS / f"{name}.json"
         if not file.is_file():
-            raise StaleError(f"docs/benchmarks.md shows {name}, but {file.relative_to(ROOT)} does not exist; run make bench")
+            raise StaleError(
+                f"docs/benchmarks.md shows {name}, but {file.relative_to(ROOT)} does not exist; run make bench"
+            )
         return match[1] + results_table(json.loads(file.read_text(encoding="utf-8"))) + match[4]
 
     page = MARKED.sub(draw, text)
     missing = sorted(path.stem for path in RESULTS.glob("*.json") if path.stem not in shown)
     if missing:
-        raise StaleError(f"docs/benchmarks.md does not show {', '.join(missing)}; add <!-- results: NAME --> <!-- end -->")
+        raise StaleError(
+            f"docs/benchmarks.md does not show {', '.join(missing)}; add <!-- results: NAME --> <!-- end -->"
+        )
     return page
 
 
