@@ -152,7 +152,7 @@ def test_a_state_of_other_data_or_order_is_refused(prepared: PreparedData) -> No
 def test_sizes_below_one_are_refused(prepared: PreparedData, name: str) -> None:
     sizes = {"batch_size": 1, "sequence_length": 1} | {name: 0}
     with pytest.raises(ConfigError, match=f"{name} is 0; expected at least 1"):
-        make(prepared.train, **sizes)
+        make(prepared.train, sizes["batch_size"], sizes["sequence_length"])
     with pytest.raises(ConfigError, match=f"{name} is 0; expected at least 1"):
         next(heldout_batches(prepared.train, **sizes))
 

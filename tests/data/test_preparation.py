@@ -17,6 +17,7 @@ import zstandard
 from chogori.chat import SAMPLES, Tokenizer, bytes_per_token
 from chogori.chat.bpe_ranks import write_tiktoken
 from chogori.data import PreparedData, ShardSet, open_prepared, prepare
+from chogori.data.atomic_files import storage_errors
 from chogori.data.spool import Spool
 from chogori.errors import CorpusError, ShardError, StorageError, TokenizerError
 from tests.data.conftest import small_config
@@ -237,8 +238,6 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(
 
 def test_a_full_disk_while_reading(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def append(self: Spool, document: Any) -> int:
-        from chogori.data.atomic_files import storage_errors
-
         with storage_errors(tmp_path / "documents.partial"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -251,7 +250,7 @@ def test_a_full_disk_while_reading(text_folder: Path, tmp_path: Path, monkeypatc
 KILLED = """
 import sys, pathlib
 from chogori.data import DataConfig, prepare
-import chogori.data.preparation
+import chogori.data.preparation  # so that the delay counts from the work, not from imports
 print("ready", flush=True)
 prepare(DataConfig(paths=(pathlib.Path(sys.argv[1]),), stdlib=False, vocab_size=600, heldout_share=0.2,
                    shard_tokens=40_000), pathlib.Path(sys.argv[2]))
