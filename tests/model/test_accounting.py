@@ -107,6 +107,32 @@ def test_optimizer_states_are_one_number_for_muon_and_two_for_adamw(optimizer: s
     assert plan.total_bytes == sum(item.bytes for item in plan.items)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "batch_size", "sequence_length"), [("nano", 2, 512), ("tiny", 4, 128)])
+def test_activations_are_within_15_percent_of_what_autograd_keeps(
+    name: str, batch_size: int, sequence_length: int, dtype: str
+) -> None:
+    config = K2Config.preset(name)
+    model = K2Model(config, seed=0).train()
+    model.compute_dtype = getattr(torch, dtype)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor  # held, so that its address is not used again
+        return tensor
+
+    tokens_BT = torch.randint(0, config.vocab_size, (batch_size, sequence_length))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.loss(tokens_BT, tokens_BT.roll(-1, 1))
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    plan = memory_plan(config, batch_size=batch_size, sequence_length=sequence_length, compute_dtype=dtype)
+    planned = plan.bytes_of("activations") + plan.bytes_of("compute copies")
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
 def test_bad_arguments_are_named(small: K2Config) -> None:
     with pytest.raises(ConfigError, match="sequence_length is 0; expected at least 1"):
         flops_per_token(small, 0)
