@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import save_file
 from torch import Tensor
 
 from chogori.errors import ConfigError, StorageError, WeightsError
