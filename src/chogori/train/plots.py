@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,32 +248,45 @@ PLOTS: dict[str, Painter] = {
 # ---- rendering ----------------------------------------------------------------------------------------------------------
 
 
-def write_plots(data: PlotData, folder: Path) -> list[Path]:
-    """Write every plot as `NAME.png` and `NAME.svg` on white; returns the paths. Raises StorageError."""
-    paths: list[Path] = []
+def write_plots(data: PlotData, folder: Path) -> dict[str, str]:
+    """Write every plot as `NAME.png` and `NAME.svg` on white. Returns by name what `themed_svg` gives.
+
+    Raises StorageError when the folder cannot be written.
+    """
+    themed: dict[str, str] = {}
     with disk_errors(f"write the plots to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, painter in PLOTS.items():
-            for suffix, canvas in ((".png", FigureCanvasAgg), (".svg", FigureCanvasSVG)):
-                path = folder / (name + suffix)
-                path.write_bytes(_render(painter, data, LIGHT, canvas, name=name, background="white"))
-                paths.append(path)
-    return paths
+        for name in PLOTS:
+            (folder / f"{name}.png").write_bytes(_render(name, data, LIGHT, FigureCanvasAgg, background="white"))
+            drawn = _draw_svg(name, data)
+            (folder / f"{name}.svg").write_text(_coloured(drawn, vars(LIGHT)), encoding="utf-8")
+            themed[name] = _for_page(drawn)
+    return themed
 
 
 def themed_svg(name: str, data: PlotData) -> str:
     """The plot as an SVG element for a page, coloured by the CSS variables --ink, --muted, --grid, --first … ."""
-    raw = _render(PLOTS[name], data, _STAND_INS, FigureCanvasSVG, name=name, background="none").decode()
-    svg = raw[raw.index("<svg") :]
+    return _for_page(_draw_svg(name, data))
+
+
+def _draw_svg(name: str, data: PlotData) -> str:
+    """In stand-in colours."""
+    return _render(name, data, _STAND_INS, FigureCanvasSVG, background="none").decode()
+
+
+def _coloured(drawn: str, colours: Mapping[str, str]) -> str:
+    for field, stand_in in vars(_STAND_INS).items():
+        drawn = drawn.replace(stand_in, colours[field])
+    return drawn
+
+
+def _for_page(drawn: str) -> str:
+    svg = drawn[drawn.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for field, colour in vars(_STAND_INS).items():
-        svg = svg.replace(colour, f"var(--{field})")
+    svg = _coloured(svg, {field: f"var(--{field})" for field in vars(_STAND_INS)})
     # The page decides the width.
-    return re.sub(r'<svg ([^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"|<svg ([^>]*?)width="[^"]*"', _drop_size, svg, count=1)
-
-
-def _drop_size(match: re.Match[str]) -> str:
-    return re.sub(r' ?(?:height|width)="[^"]*"', "", match.group(0))
+    opening, rest = svg.split(">", 1)
+    return re.sub(r' (?:height|width)="[^"]*"', "", opening) + ">" + rest
 
 
 def theme_css() -> str:
@@ -285,9 +298,7 @@ def theme_css() -> str:
     return f":root {{ {variables(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}"
 
 
-def _render(
-    painter: Painter, data: PlotData, palette: Palette, canvas: type[Any], *, name: str, background: str
-) -> bytes:
+def _render(name: str, data: PlotData, palette: Palette, canvas: type[Any], *, background: str) -> bytes:
     settings = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
@@ -300,7 +311,7 @@ def _render(
     with mpl.rc_context(settings):
         figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=160, facecolor=background, layout="constrained")
         canvas(figure)
-        painter(figure, data, palette)
+        PLOTS[name](figure, data, palette)
         buffer = io.BytesIO()
         kind = "svg" if canvas is FigureCanvasSVG else "png"
         # No date inside: the same run gives the same file.

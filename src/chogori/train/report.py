@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ from chogori.model.accounting import count_parameters, flops_per_token
 from chogori.train.config import TrainConfig
 from chogori.train.config_json import to_json
 from chogori.train.metrics import Evaluation, StepMetrics, evaluation, read_metrics, step_metrics
-from chogori.train.plots import PLOTS, PlotData, theme_css, themed_svg, write_plots
+from chogori.train.plots import PlotData, theme_css, write_plots
 from chogori.train.run_folder import RunFolder
 from chogori.train.storage import disk_errors, write_text_atomically
 
@@ -58,8 +59,7 @@ def write_report(folder: RunFolder) -> Path:
     config = folder.load_config()
     manifest = Manifest.read(folder.data_folder(config))
     data = load_plot_data(folder, config, manifest)
-    write_plots(data, folder.plots)
-    page = _page(folder, config, data, manifest)
+    page = _page(folder, config, data, manifest, plots=write_plots(data, folder.plots))
     with disk_errors(f"write {folder.report_file}"):
         write_text_atomically(folder.report_file, page)
     return folder.report_file
@@ -68,7 +68,9 @@ def write_report(folder: RunFolder) -> Path:
 # ---- the page -----------------------------------------------------------------------------------------------------------
 
 
-def _page(folder: RunFolder, config: TrainConfig, data: PlotData, manifest: Manifest | None) -> str:
+def _page(
+    folder: RunFolder, config: TrainConfig, data: PlotData, manifest: Manifest | None, *, plots: Mapping[str, str]
+) -> str:
     title = f"Run {folder.path.resolve().name}"
     whole = [entry for entry in data.evaluations if entry.whole]
     state = "complete" if whole else "not finished"
@@ -89,7 +91,7 @@ def _page(folder: RunFolder, config: TrainConfig, data: PlotData, manifest: Mani
 <header><h1>{html.escape(title)}</h1><p>{len(data.steps):,} steps, {state}</p></header>
 {_headline(config, data)}
 <section class="plots">
-{"".join(_figure(name, data) for name in PLOTS) if data.steps else "<p>No step was taken yet.</p>"}
+{"".join(_figure(name, svg) for name, svg in plots.items()) if data.steps else "<p>No step was taken yet.</p>"}
 </section>
 {_samples(folder)}
 <section class="tables">
@@ -128,8 +130,8 @@ def _headline(config: TrainConfig, data: PlotData) -> str:
     return f'<section class="tiles">{cells}</section>'
 
 
-def _figure(name: str, data: PlotData) -> str:
-    return f"<figure>{themed_svg(name, data)}<figcaption>{html.escape(_CAPTIONS[name])}</figcaption></figure>\n"
+def _figure(name: str, svg: str) -> str:
+    return f"<figure>{svg}<figcaption>{html.escape(_CAPTIONS[name])}</figcaption></figure>\n"
 
 
 def _summary(config: TrainConfig, data: PlotData) -> str:

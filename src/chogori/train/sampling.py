@@ -56,6 +56,9 @@ class Sampler:
             generator.seed()
         else:
             generator.manual_seed(seed)
+        # Rows of the model that the vocabulary does not use are never targets; drawing one ends the text too.
+        unused = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
+        ends = {self.tokenizer.eos_id, *unused}
         drawn: list[int] = []
         shown = ""
         for next_B in generate(
@@ -66,10 +69,10 @@ class Sampler:
             top_p=top_p,
             top_k=top_k,
             generator=generator,
-            stop_ids=(self.tokenizer.eos_id,),
+            stop_ids=ends,
         ):
             token = int(next_B[0])
-            if token == self.tokenizer.eos_id:
+            if token in ends:
                 break
             drawn.append(token)
             text = self.tokenizer.decode(drawn)
