@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from chogori.model import K2Config, K2Model, YarnConfig, generate
 MakeModel = Callable[..., K2Model]
 
 
-def stacked(model: K2Model, tokens_BT: Tensor, **options: object) -> Tensor:
-    return torch.stack(list(generate(model, tokens_BT, **options)), 1)  # pyright: ignore[reportArgumentType]
+def stacked(model: K2Model, tokens_BT: Tensor, **options: Any) -> Tensor:
+    return torch.stack(list(generate(model, tokens_BT, **options)), 1)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -47,7 +48,7 @@ def test_the_same_generator_seed_gives_the_same_sample(make_model: MakeModel, to
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-5}])
-def test_the_narrowest_sampling_is_greedy(make_model: MakeModel, tokens_BT: Tensor, options: dict[str, object]) -> None:
+def test_the_narrowest_sampling_is_greedy(make_model: MakeModel, tokens_BT: Tensor, options: dict[str, Any]) -> None:
     model = make_model()
     sampled = stacked(model, tokens_BT, max_new_tokens=8, generator=seeded(), **{"temperature": 1.0, **options})
     assert torch.equal(sampled, stacked(model, tokens_BT, max_new_tokens=8))
@@ -69,7 +70,7 @@ def nucleus_edge(probability_V: Tensor, top_p: float) -> Tensor:
     ],
 )
 def test_frequencies_follow_the_probabilities_of_the_allowed_tokens(
-    make_model: MakeModel, tokens_BT: Tensor, options: dict[str, object], allowed: Callable[[Tensor], Tensor]
+    make_model: MakeModel, tokens_BT: Tensor, options: dict[str, Any], allowed: Callable[[Tensor], Tensor]
 ) -> None:
     model, num_draws = make_model(), 4000
     rows_BT = tokens_BT[:1].expand(num_draws, -1)
@@ -128,10 +129,11 @@ def test_a_bfloat16_model_generates(make_model: MakeModel, tokens_BT: Tensor) ->
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_the_call(
-    make_model: MakeModel, tokens_BT: Tensor, options: dict[str, object], message: str
+    make_model: MakeModel, tokens_BT: Tensor, options: dict[str, Any], message: str
 ) -> None:
+    arguments: dict[str, Any] = {"max_new_tokens": 4, **options}
     with pytest.raises(ConfigError, match=message):
-        generate(make_model(), tokens_BT, **{"max_new_tokens": 4, **options})
+        generate(make_model(), tokens_BT, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
+def largest_file(num_bytes: int) -> Generator[None]:
     """Let the kernel refuse any file above this size: a real write error in the middle of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
