@@ -4,10 +4,13 @@
 # make bench  the comparisons in benchmarks/, side by side with their peers
 # make docs   the documentation site, into site/
 # make setup  the virtual environment with all development packages
-# Names a Python other than python3: make PYTHON=python3.12 run. Another run folder: make RUN=runs/second run
+#
+# Another Python than python3: make PYTHON=python3.12 run
+# Another run folder, other fields: make run RUN=runs/mine ARGS="--data.paths DIR"
 
 PYTHON ?= python3
 RUN ?= runs/nano
+ARGS ?=
 BIN := .venv/bin
 # Two workers on two cores; more cores, more workers, up to what the tests can feed.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && n=8; echo $$n)
@@ -16,10 +19,10 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && n=8; echo
 .PHONY: help run test check bench docs setup generate
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# \?//p' Makefile
 
 run: .venv/.installed
-	$(BIN)/chogori train nano --out $(RUN)
+	$(BIN)/chogori train nano --out $(RUN) $(ARGS)
 	$(BIN)/chogori sample $(RUN)
 
 test: .venv/.installed-dev

@@ -158,33 +158,35 @@ class TestRealRun:
         fields = f"--data.no-stdlib --data.near-duplicates 1 --data.heldout-share 0.2 --data.paths {corpus}"
         return ["train", "tiny", "--out", str(out), *fields.split()]
 
-    def call(self, *arguments: str) -> str:
-        result = subprocess.run(self.command(*arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        assert result.returncode == 0, result.stderr
-        assert result.stderr == ""
-        return result.stdout
-
-    def test_train_sample_report_again(self, corpus: Path, tmp_path: Path) -> None:
+    def test_train_sample_report_again(
+        self, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
         out = tmp_path / "run"
-        shown = self.call(*self.train_arguments(corpus, out))
-        assert "bits per byte" in shown
+
+        def call(*arguments: str) -> str:
+            assert main(arguments) == 0
+            shown = capfd.readouterr()
+            assert shown.err == ""
+            return shown.out
+
+        assert "bits per byte" in call(*self.train_arguments(corpus, out))
         assert RunFolder(out).is_complete
         finished = {path: path.stat().st_mtime_ns for path in (out / "model").iterdir()}
 
-        again = self.call(*self.train_arguments(corpus, out))
-        assert "step 30/30" not in again
+        assert "step 30/30" not in call(*self.train_arguments(corpus, out))
         assert {path: path.stat().st_mtime_ns for path in (out / "model").iterdir()} == finished
 
         sample = ["sample", str(out), "--prompt", "def ", "--seed", "1", "--max-tokens", "20"]
-        text = self.call(*sample)
+        text = call(*sample)
         assert text.startswith("def ")
         assert len(text) > len("def \n\n")
-        assert self.call(*sample) == text
+        assert call(*sample) == text
         # Without a prompt and without a terminal: the recipe's prompts, then the end.
-        assert self.call("sample", str(out), "--max-tokens", "5").startswith("def ")
+        assert call("sample", str(out), "--max-tokens", "5").startswith("def ")
 
         (out / "report.html").unlink()
-        assert str(out / "report.html") in self.call("report", str(out))
+        assert call("report", str(out)) == f"{out / 'report.html'}\n"
         assert (out / "report.html").is_file()
 
     def test_ctrl_c_says_how_to_continue(self, corpus: Path, tmp_path: Path) -> None:

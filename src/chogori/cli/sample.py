@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _show(sampler: Sampler, prompt: str, options: SampleArguments) -> None:
 
 def _converse(sampler: Sampler, options: SampleArguments) -> None:
     """Ask for prompts until Ctrl-D, Ctrl-C or an empty line. The model continues text: it does not answer."""
-    import readline  # noqa: F401  # gives input() a line editor and a history
+    importlib.import_module("readline")  # gives input() a line editor and a history
 
     print("Type the beginning of a text; the model continues it. An empty line or Ctrl-D ends.")
     while True:
