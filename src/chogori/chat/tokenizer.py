@@ -1,7 +1,7 @@
 """The tokenizer: byte-level BPE with K2's split pattern and special tokens; trained here, or K2's own vocabulary.
 
-Training is done by `tokenizers`, encoding by tiktoken, whichever file the vocabulary came from: on the standard
-library tiktoken is six times faster and yields the same ids (benchmarks/data_loading.py; `merges_of` has the reason,
+Training is done by `tokenizers`, encoding by tiktoken, whichever file the vocabulary came from: tiktoken is several
+times faster (benchmarks/bench_data_loading.py) and yields the same ids (`merges_of` has the reason,
 tests/chat/test_tokenizer.py the check).
 """
 

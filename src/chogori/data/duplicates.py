@@ -24,7 +24,7 @@ from chogori.data.document import Document
 _NUM_ORDERINGS = 128
 _NUM_BANDS = 16
 _SHINGLE_WORDS = 5
-_BLOCK = 4096  # shingles hashed at a time: 128 × 4096 × 8 bytes stay in the cache
+_BLOCK = 1024  # shingles ordered at a time: 128 × 1024 × 4 bytes stay in the cache
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 _WHITE_SPACE = re.compile(r"\s+")
@@ -55,10 +55,10 @@ class DuplicateFilter:
         self._names: list[str] = []
         self._signatures: list[Signature] = []
         self._bands: list[dict[bytes, list[int]]] = [{} for _ in range(_NUM_BANDS)]
-        # Orderings of 32-bit shingle hashes: odd multiplier, then the high half of the 64-bit product (Dietzfelbinger).
-        draws = np.random.RandomState(20250711).randint(0, 2**31, size=(4, _NUM_ORDERINGS)).astype(np.uint64)
-        self._multipliers = (draws[0] << np.uint64(32)) | draws[1] | np.uint64(1)
-        self._offsets = (draws[2] << np.uint64(32)) | draws[3]
+        # An ordering is the permutation x -> a·x + b modulo 2³² with a odd, of shingle hashes that are well mixed.
+        draws = np.random.RandomState(20250711).randint(0, 2**31, size=(4, _NUM_ORDERINGS)).astype(np.uint32)
+        self._multipliers = ((draws[0] << np.uint32(16)) ^ draws[1] | np.uint32(1))[:, None]
+        self._offsets = ((draws[2] << np.uint32(16)) ^ draws[3])[:, None]
         self._word_hashes: dict[str, int] = {}
 
     def check(self, document: Document) -> Duplicate | None:
@@ -86,19 +86,19 @@ class DuplicateFilter:
             known.clear()
         for word in set(words) - known.keys():
             known[word] = zlib.crc32(word.encode())
-        hashes = np.fromiter((known[word] for word in words), dtype=np.uint64, count=len(words))
+        hashes = np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
         num_shingles = len(words) - _SHINGLE_WORDS + 1
         shingles = np.zeros(num_shingles, dtype=np.uint64)
         for position in range(_SHINGLE_WORDS):
             # A polynomial of the word hashes, mixed once more below: the order of words counts.
             shingles = shingles * np.uint64(0x9E3779B97F4A7C15) + hashes[position : position + num_shingles]
-        shingles = np.unique((shingles ^ (shingles >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32))
-        smallest = np.full(_NUM_ORDERINGS, 2**32 - 1, dtype=np.uint64)
-        for start in range(0, len(shingles), _BLOCK):
-            block = shingles[start : start + _BLOCK]
-            ordered = (self._multipliers[:, None] * block + self._offsets[:, None]) >> np.uint64(32)
+        shingles = (shingles ^ (shingles >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
+        smallest = np.full(_NUM_ORDERINGS, 2**32 - 1, dtype=np.uint32)
+        for start in range(0, num_shingles, _BLOCK):
+            ordered = self._multipliers * shingles[start : start + _BLOCK].astype(np.uint32)
+            ordered += self._offsets
             np.minimum(smallest, ordered.min(axis=1), out=smallest)
-        return smallest.astype(np.uint32)
+        return smallest
 
     def _band_keys(self, signature: Signature) -> list[bytes]:
         return [band.tobytes() for band in np.split(signature, _NUM_BANDS)]
