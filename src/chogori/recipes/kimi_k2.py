@@ -21,7 +21,7 @@ def kimi_k2() -> TrainConfig:
     """
     return TrainConfig(
         model=K2Config.preset("kimi-k2"),
-        optimizer=MuonClipConfig(lr=2e-4, weight_decay=0.1),
+        optim=MuonClipConfig(lr=2e-4, weight_decay=0.1),
         data=DataConfig(paths=(Path("corpus"),), stdlib=False, tokenizer=Path("tiktoken.model"), vocab_size=163_840),
         # 500 steps of warm-up, 10 T tokens at 2e-4, then a cosine to 2e-5 over 5.5 T.
         schedule=ScheduleConfig(kind="wsd", warmup_steps=500, decay_share=5.5 / 15.5, final_ratio=0.1),

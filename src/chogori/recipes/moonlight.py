@@ -18,7 +18,7 @@ def moonlight_16b_a3b() -> TrainConfig:
     """
     return TrainConfig(
         model=K2Config.preset("moonlight-16b-a3b"),
-        optimizer=MuonClipConfig(lr=4.2e-4, weight_decay=0.1),
+        optim=MuonClipConfig(lr=4.2e-4, weight_decay=0.1),
         data=DataConfig(paths=(Path("corpus"),), stdlib=False, tokenizer=Path("tiktoken.model"), vocab_size=163_840),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=2000, final_ratio=0.1),
         out=Path("runs/moonlight-16b-a3b"),

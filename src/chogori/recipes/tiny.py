@@ -14,7 +14,7 @@ def tiny() -> TrainConfig:
     """A few seconds through every stage: to see that all works, not to learn anything."""
     return TrainConfig(
         model=K2Config.preset("tiny"),
-        optimizer=MuonClipConfig(lr=5e-3),
+        optim=MuonClipConfig(lr=5e-3),
         data=DataConfig(vocab_size=320, max_bytes=1_000_000),
         schedule=ScheduleConfig(warmup_steps=5),
         out=Path("runs/tiny"),
