@@ -72,10 +72,12 @@ def main() -> None:
 def measure_preparation(folder: Path) -> tuple[PreparedData, dict[str, float]]:
     """The default corpus prepared once; seconds from the first report of each stage to that of the next."""
     marks: dict[str, float] = {}
+
+    def mark(stage: str, _share: float) -> None:
+        marks.setdefault(stage, time.perf_counter())
+
     start = time.perf_counter()
-    data = prepare(
-        DataConfig(), folder / "data", progress=lambda stage, _: marks.setdefault(stage, time.perf_counter())
-    )
+    data = prepare(DataConfig(), folder / "data", progress=mark)
     end = time.perf_counter()
     times = [start, *list(marks.values())[1:], end]
     stages = {stage: times[n + 1] - times[n] for n, stage in enumerate(marks)}

@@ -34,6 +34,7 @@ def configs(draw: st.DrawFn) -> K2Config:
     num_layers = draw(st.integers(1, 3))
     return K2Config(
         vocab_size=draw(st.integers(17, 80)),
+        rms_norm_eps=draw(st.sampled_from((1e-6, 1e-2))),
         hidden_size=draw(st.sampled_from((8, 24, 32))),
         num_layers=num_layers,
         num_dense_layers=draw(st.integers(0, min(2, num_layers))),

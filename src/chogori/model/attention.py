@@ -21,7 +21,10 @@ from chogori.model.layers import Linear, RMSNorm
 from chogori.model.rope import RotaryTable, attention_scale, rotate
 
 LogitObserver = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], None]
-"""Called with q [B, H, T, Q], k [B, H, T, Q], log-sum-exp [B, H, T] float32, the scale, and documents [B, T] or None."""
+"""Called with q and k [B, H, T, Q], log-sum-exp float32 [B, H, T], the scale, and documents [B, T] or None."""
+
+LATENT_NORM_EPS = 1e-6
+"""Of the two norms inside attention; DeepSeek's own code and transformers fix it, whatever `rms_norm_eps` says."""
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -41,10 +44,10 @@ class MultiHeadLatentAttention(nn.Module):
             self.q_proj = Linear(width, heads * config.qk_head_dim)
         else:
             self.q_a_proj = Linear(width, config.q_lora_rank)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
             self.q_b_proj = Linear(config.q_lora_rank, heads * config.qk_head_dim)
         self.kv_a_proj_with_mqa = Linear(width, config.kv_lora_rank + config.qk_rope_head_dim)
-        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, config.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
         self.o_proj = Linear(heads * config.v_head_dim, width)
         self.logit_observer: LogitObserver | None = None

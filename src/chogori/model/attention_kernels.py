@@ -93,8 +93,8 @@ def _flash_attention(
     k_BHTQ = torch.cat([k_nope_BTHN, k_rope_BTHR], dim=-1).transpose(1, 2)
     # Query-key and value widths must agree for the flash kernel; whichever is narrower is padded with zeros.
     width = max(nope + rope, v_width)
-    padded = [torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in (q_BHTQ, k_BHTQ, v_BTHV.transpose(1, 2))]
-    out_BHTV, lse_BHT = _flash_kernel(*padded, scale, mask)
+    q, k, v = (torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in (q_BHTQ, k_BHTQ, v_BTHV.transpose(1, 2)))
+    out_BHTV, lse_BHT = _flash_kernel(q, k, v, scale, mask)
     return out_BHTV[..., :v_width].transpose(1, 2), q_BHTQ, k_BHTQ, lse_BHT
 
 
@@ -154,14 +154,12 @@ class _BlockedAttention(Function):
         lse_GT = torch.empty(batch * heads, length, dtype=torch.float32)
         scratch = _Scratch(q, min(BLOCK_ROWS, length) * length)
         for start, stop in _blocks(length):
-            k_seen, hidden = k[:, :stop].mT, _hidden(start, stop, mask, heads)
-            logits = scratch.product(q[:, start:stop, :qk_width], k_seen[:, :qk_width], scale)
-            hidden.fill(logits, float("-inf"))
+            k_seen, hidden = k[:, :stop].mT, _Hidden(start, stop, mask, heads)
+            logits = hidden.remove(scratch.product(q[:, start:stop, :qk_width], k_seen[:, :qk_width], scale))
             # The maximum of rounded logits is near enough to the true one; what it is rounded to cancels exactly.
             shift_GR = (logits.amax(-1).float() / scale).to(q.dtype)
             q[:, start:stop, qk_width] = -shift_GR
-            weights = scratch.product(q[:, start:stop], k_seen, scale).exp_()
-            hidden.fill(weights, 0.0)
+            weights = hidden.remove(scratch.product(q[:, start:stop], k_seen, scale)).exp_()
             total_GR = weights.sum(-1, dtype=torch.float32)
             mixed = torch.bmm(weights, v[:, :stop, :v_width])
             out_GTV[:, start:stop] = mixed.float().div_(total_GR.unsqueeze(-1))
@@ -191,23 +189,26 @@ class _BlockedAttention(Function):
         _write_pair(do[..., v_width:], -(do[..., :v_width].float() * out_GTV).sum(-1))
 
         dq = torch.empty_like(q[..., :qk_width])
-        dk = torch.zeros(k.shape[0], length, qk_width, dtype=torch.float32)
-        dv = torch.zeros(v.shape[0], length, v_width, dtype=torch.float32)
+        # Keys and values are summed over blocks in float32, and transposed, which makes their products faster.
+        dk_GQT = torch.zeros(k.shape[0], qk_width, length, dtype=torch.float32)
+        dv_GVT = torch.zeros(v.shape[0], v_width, length, dtype=torch.float32)
         scratch, scratch_grad = (_Scratch(q, min(BLOCK_ROWS, length) * length) for _ in range(2))
         for start, stop in _blocks(length):
-            weights = scratch.product(q[:, start:stop], k[:, :stop].mT, scale).exp_()
-            _hidden(start, stop, mask, heads).fill(weights, 0.0)
+            hidden = _Hidden(start, stop, mask, heads)
+            weights = hidden.remove(scratch.product(q[:, start:stop], k[:, :stop].mT, scale)).exp_()
             dlogits = scratch_grad.product(do[:, start:stop], v[:, :stop].mT, 1.0).mul_(weights)
-            dv[:, :stop] += torch.bmm(weights.mT, do[:, start:stop, :v_width])
-            dk[:, :stop] += torch.bmm(dlogits.mT, q[:, start:stop, :qk_width])
+            dv_GVT[..., :stop] += torch.bmm(do[:, start:stop, :v_width].mT, weights)
+            dk_GQT[..., :stop] += torch.bmm(q[:, start:stop, :qk_width].mT, dlogits)
             dq[:, start:stop] = torch.bmm(dlogits, k[:, :stop, :qk_width])
 
         dq_BTHQ = dq.mul_(scale).unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
         dq_BTHQ[..., nope:] = rotate(dq_BTHQ[..., nope:], rotary, inverse=True)
-        dk_BTHQ = dk.mul_(scale).unflatten(0, (batch, heads)).transpose(1, 2)
-        dkv_BTHX = torch.cat([dk_BTHQ[..., :nope], dv.unflatten(0, (batch, heads)).transpose(1, 2)], dim=-1)
+        dk_BTHQ = dk_GQT.mul_(scale).unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
+        dkv_BTHX = q.new_empty(batch, length, heads, nope + v_width)
+        dkv_BTHX[..., :nope] = dk_BTHQ[..., :nope]
+        dkv_BTHX[..., nope:] = dv_GVT.unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
         dk_rope_BTR = rotate(dk_BTHQ[..., nope:].sum(2, keepdim=True), rotary, inverse=True).squeeze(2)
-        return dq_BTHQ, dkv_BTHX.to(q.dtype), dk_rope_BTR.to(q.dtype), None, None, None
+        return dq_BTHQ, dkv_BTHX, dk_rope_BTR.to(q.dtype), None, None, None
 
 
 class _Scratch:
@@ -220,22 +221,27 @@ class _Scratch:
         """scale · a @ b, written into the buffer."""
         shape = (a.shape[0], a.shape[1], b.shape[2])
         out = self.buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-        return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+        return out.baddbmm_(a, b, beta=0, alpha=scale)
 
 
-class _hidden:
+class _Hidden:
     """What a block of query rows may not see: the future, and other documents."""
 
     def __init__(self, start: int, stop: int, mask: DocumentMask | None, heads: int) -> None:
-        self.start, self.heads = start, heads
         size = stop - start
-        self.future = torch.ones(size, size, dtype=torch.bool).triu(1)
-        self.elsewhere = None if mask is None else mask.hidden(start, stop)
+        self.start, self.heads = start, heads
+        self.elsewhere_B1RS: Tensor | None = None
+        # Added, because adding runs on vector units with any broadcast and masked_fill_ does not.
+        self.future_RR = torch.full((size, size), float("-inf"), dtype=torch.bfloat16).triu(1)
+        if mask is not None:
+            self.elsewhere_B1RS = torch.zeros((), dtype=torch.bfloat16).where(~mask.hidden(start, stop), float("-inf"))
 
-    def fill(self, block_GRS: Tensor, value: float) -> None:
-        block_GRS[..., self.start :].masked_fill_(self.future, value)
-        if self.elsewhere is not None:
-            block_GRS.unflatten(0, (-1, self.heads)).masked_fill_(self.elsewhere, value)
+    def remove(self, logits_GRS: Tensor) -> Tensor:
+        """Set what is hidden to −∞, in place."""
+        logits_GRS[..., self.start :] += self.future_RR
+        if self.elsewhere_B1RS is not None:
+            logits_GRS.unflatten(0, (-1, self.heads)).add_(self.elsewhere_B1RS)
+        return logits_GRS
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

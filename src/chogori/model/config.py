@@ -97,8 +97,8 @@ class K2Config:
     def __post_init__(self) -> None:
         positive = (
             "vocab_size hidden_size num_layers dense_ffn_size expert_ffn_size num_experts num_experts_per_token "
-            "num_expert_groups num_groups_per_token num_heads kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim "
-            "max_position_embeddings"
+            "num_expert_groups num_groups_per_token num_heads kv_lora_rank qk_nope_head_dim qk_rope_head_dim "
+            "v_head_dim max_position_embeddings"
         )
         for name in positive.split():
             value = cast(int, getattr(self, name))
@@ -163,7 +163,7 @@ class K2Config:
 
     @property
     def cache_numbers_per_token_and_layer(self) -> int:
-        """Numbers that the absorbed form keeps per token and layer: the latent and the shared rotary key (576 in K2)."""
+        """Numbers the absorbed form keeps per token and layer: the latent and the shared rotary key (576 in K2)."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     @classmethod
@@ -179,7 +179,7 @@ class K2Config:
         for name in changes:
             if name not in known:
                 raise ConfigError(f"K2Config has no field {name!r}; its fields are {', '.join(sorted(known))}")
-        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, **changes)
 
 
 # Sizes of kimi-k2 and moonlight-16b-a3b are the official ones; the small models are ours.

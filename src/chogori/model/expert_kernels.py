@@ -1,9 +1,9 @@
 """The routed experts' arithmetic: tokens sorted by expert, one matrix product per expert and projection.
 
-On a CPU each expert's slice of the sorted tokens is one product written in place, without padding to the busiest
-expert; elsewhere PyTorch's grouped products do the same in one launch.
+On a CPU each expert's rows are one product written in place, without padding all experts to the busiest one;
+elsewhere PyTorch's grouped products do the same in one launch.
 
-Shapes: T tokens, K experts per token, P = T·K (token, expert) pairs sorted by expert, E experts, D width, F inner
+Shapes: T tokens, K experts per token, P slots for (token, expert) pairs sorted by expert, E experts, D width, F inner
 width, X = 2F (gate above up).
 """
 
@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
+
+ROW_MULTIPLE = 64
+"""Rows per expert are rounded up to this: oneDNN compiles a kernel for every new shape, half a millisecond each, and
+tokens per expert change in every step (measured, LOG 2026-11-23)."""
 
 
 def routed_experts(
@@ -50,77 +54,77 @@ def _sort_pairs(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
 
 
 class _LoopedExperts(Function):
+    """One product per expert over its rows. The routing weight multiplies the hidden layer, its narrowest place."""
+
     @staticmethod
     def forward(
         ctx: Any, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor
     ) -> Tensor:
-        num_tokens, top_k = experts_TK.shape
-        order_P, counts_E = _sort_pairs(experts_TK, gate_up_EXD.shape[0])
-        slices = _slices(counts_E)
-        position_P = torch.empty_like(order_P)
-        position_P[order_P] = torch.arange(order_P.numel())
-        x_PD = x_TD.index_select(0, order_P // top_k)
+        slots = _Slots(experts_TK, gate_up_EXD.shape[0])
+        weight_P1 = slots.spread(weights_TK).to(x_TD.dtype)
+        x_PD = x_TD.index_select(0, slots.token_P)
         gate_up_PX = x_PD.new_empty(x_PD.shape[0], gate_up_EXD.shape[1])
-        for expert, rows in slices:
+        for expert, rows in slots.rows:
             torch.mm(x_PD[rows], gate_up_EXD[expert].T, out=gate_up_PX[rows])
-        hidden_PF = _swiglu(gate_up_PX)
+        gate_PF, up_PF = gate_up_PX.chunk(2, dim=-1)
+        hidden_PF = functional.silu(gate_PF).mul_(up_PF).mul_(weight_P1)
         y_PD = torch.empty_like(x_PD)
-        for expert, rows in slices:
+        for expert, rows in slots.rows:
             torch.mm(hidden_PF[rows], down_EDF[expert].T, out=y_PD[rows])
-        y_TKD = y_PD.index_select(0, position_P).view(num_tokens, top_k, -1)
-        out_TD = (y_TKD * weights_TK.unsqueeze(-1).to(y_TKD.dtype)).sum(1)
-        ctx.save_for_backward(x_PD, gate_up_PX, y_TKD, weights_TK, order_P, position_P, gate_up_EXD, down_EDF)
-        ctx.slices = slices
-        return out_TD
+        ctx.save_for_backward(x_PD, gate_up_PX, weight_P1, gate_up_EXD, down_EDF)
+        ctx.slots = slots
+        return slots.gather_sum(y_PD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dout_TD,) = grads
-        x_PD, gate_up_PX, y_TKD, weights_TK, order_P, position_P, gate_up_EXD, down_EDF = ctx.saved_tensors
-        num_tokens, top_k = weights_TK.shape
-        dweights_TK = torch.bmm(y_TKD, dout_TD.unsqueeze(-1)).squeeze(-1).to(weights_TK.dtype)
-        token_P = order_P // top_k
-        dy_PD = dout_TD.index_select(0, token_P).mul_(
-            weights_TK.flatten().index_select(0, order_P).unsqueeze(-1).to(dout_TD.dtype)
-        )
-        dhidden_PF = gate_up_PX.new_empty(gate_up_PX.shape[0], down_EDF.shape[2])
-        ddown_EDF = torch.zeros_like(down_EDF)
-        hidden_PF = _swiglu(gate_up_PX)
-        for expert, rows in ctx.slices:
+        x_PD, gate_up_PX, weight_P1, gate_up_EXD, down_EDF = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        slots = cast(_Slots, ctx.slots)
+        dy_PD = grads[0].index_select(0, slots.token_P)
+        gate_PF, up_PF = gate_up_PX.chunk(2, dim=-1)
+        silu_PF = functional.silu(gate_PF)
+        hidden_PF = silu_PF * up_PF
+        dhidden_PF = torch.empty_like(hidden_PF)
+        for expert, rows in slots.rows:
             torch.mm(dy_PD[rows], down_EDF[expert], out=dhidden_PF[rows])
+        dweights_TK = (hidden_PF * dhidden_PF).sum(-1, dtype=torch.float32)[slots.slot_TK]
+        # Padding has weight 0, so it adds nothing to any gradient below.
+        hidden_PF *= weight_P1
+        dhidden_PF *= weight_P1
+        dgate_up_PX = torch.empty_like(gate_up_PX)
+        dgate_PF, dup_PF = dgate_up_PX.chunk(2, dim=-1)
+        torch.mul(dhidden_PF, silu_PF, out=dup_PF)
+        dgate_PF.copy_(torch.ops.aten.silu_backward(dhidden_PF.mul_(up_PF), gate_PF))
+        ddown_EDF, dgate_up_EXD = torch.zeros_like(down_EDF), torch.zeros_like(gate_up_EXD)
+        dx_PD = torch.empty_like(x_PD)
+        for expert, rows in slots.rows:
             torch.mm(dy_PD[rows].T, hidden_PF[rows], out=ddown_EDF[expert])
-        dgate_up_PX = _swiglu_backward(gate_up_PX, dhidden_PF)
-        dx_PD = dy_PD  # its values are no longer needed
-        dgate_up_EXD = torch.zeros_like(gate_up_EXD)
-        for expert, rows in ctx.slices:
-            torch.mm(dgate_up_PX[rows], gate_up_EXD[expert], out=dx_PD[rows])
             torch.mm(dgate_up_PX[rows].T, x_PD[rows], out=dgate_up_EXD[expert])
-        dx_TD = dx_PD.index_select(0, position_P).view(num_tokens, top_k, -1).sum(1)
-        return dx_TD, None, dweights_TK, dgate_up_EXD, ddown_EDF
+            torch.mm(dgate_up_PX[rows], gate_up_EXD[expert], out=dx_PD[rows])
+        return slots.gather_sum(dx_PD), None, dweights_TK, dgate_up_EXD, ddown_EDF
 
 
-def _slices(counts_E: Tensor) -> list[tuple[int, slice]]:
-    """The rows of each expert that has any."""
-    slices: list[tuple[int, slice]] = []
-    start = 0
-    for expert, count in enumerate(counts_E.tolist()):
-        if count:
-            slices.append((expert, slice(start, start + count)))
-        start += count
-    return slices
+class _Slots:
+    """Where each (token, expert) pair stands: sorted by expert, each expert's rows rounded up to `ROW_MULTIPLE`."""
 
+    def __init__(self, experts_TK: Tensor, num_experts: int) -> None:
+        order_X, counts_E = _sort_pairs(experts_TK, num_experts)
+        padded_E = (counts_E + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+        shift_E = (padded_E - counts_E).cumsum(0) - (padded_E - counts_E)
+        slot_X = torch.arange(order_X.numel()) + shift_E.repeat_interleave(counts_E)
+        ends = padded_E.cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        self.rows = [(e, slice(a, b)) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < b]
+        self.num_slots: int = ends[-1]
+        self.slot_TK = torch.empty_like(order_X).index_copy_(0, order_X, slot_X).view_as(experts_TK)
+        self.token_P = torch.zeros(self.num_slots, dtype=torch.int64)
+        self.token_P[slot_X] = order_X // experts_TK.shape[1]
 
-def _swiglu(gate_up_PX: Tensor) -> Tensor:
-    gate_PF, up_PF = gate_up_PX.chunk(2, dim=-1)
-    return functional.silu(gate_PF).mul_(up_PF)
+    def spread(self, weights_TK: Tensor) -> Tensor:
+        """The weight of the pair in each slot, 0 in padding, [P, 1]."""
+        weight_P = weights_TK.new_zeros(self.num_slots)
+        weight_P[self.slot_TK.flatten()] = weights_TK.flatten()
+        return weight_P.unsqueeze(-1)
 
-
-def _swiglu_backward(gate_up_PX: Tensor, dhidden_PF: Tensor) -> Tensor:
-    """Gradients of gate and up, side by side. d silu(g) = σ(g)(1 + g(1 − σ(g)))."""
-    gate_PF, up_PF = gate_up_PX.chunk(2, dim=-1)
-    dgate_up_PX = torch.empty_like(gate_up_PX)
-    dgate_PF, dup_PF = dgate_up_PX.chunk(2, dim=-1)
-    torch.mul(dhidden_PF, functional.silu(gate_PF), out=dup_PF)
-    dsilu_PF = dhidden_PF.mul_(up_PF)  # the caller has no further use for it
-    dgate_PF.copy_(torch.ops.aten.silu_backward(dsilu_PF, gate_PF))
-    return dgate_up_PX
+    def gather_sum(self, y_PD: Tensor) -> Tensor:
+        """Σ_k y[slot of (t, k)], summed in float32: an embedding bag, which does both in one pass."""
+        return functional.embedding_bag(self.slot_TK, y_PD, mode="sum")

@@ -40,17 +40,19 @@ class _LinearCrossEntropy(Function):
             x_cD, target_c1 = x_ND[chunk], targets_N[chunk].unsqueeze(-1)
             ignored_c1 = target_c1 == IGNORE_INDEX
             target_c1 = target_c1.masked_fill(ignored_c1, 0)
-            log_p_cV = torch.log_softmax(x_cD @ weight_VD.T, dim=-1, dtype=torch.float32)
-            total -= log_p_cV.gather(1, target_c1).masked_fill_(ignored_c1, 0.0).sum()
+            logits_cV = (x_cD @ weight_VD.T).float()
+            probability_cV = logits_cV.softmax(dim=-1)
+            # The largest probability is 1/Σexp(l − max), so it gives the log-sum-exp without another pass of exps.
+            lse_c1 = logits_cV.amax(-1, keepdim=True) - probability_cV.amax(-1, keepdim=True).log()
+            total += (lse_c1 - logits_cV.gather(1, target_c1)).masked_fill_(ignored_c1, 0.0).sum()
             if dx_ND is None and dweight_VD is None:
                 continue
-            dlogits_cV = log_p_cV.exp_()
-            dlogits_cV.scatter_add_(1, target_c1, dlogits_cV.new_full((), -1.0).expand_as(target_c1))
-            dlogits_cV = dlogits_cV.masked_fill_(ignored_c1, 0.0).to(x_ND.dtype)
+            probability_cV.scatter_add_(1, target_c1, probability_cV.new_full((), -1.0).expand_as(target_c1))
+            dlogits_cV = probability_cV.to(x_ND.dtype)
             if dx_ND is not None:
-                torch.mm(dlogits_cV, weight_VD, out=dx_ND[chunk])
+                torch.mm(dlogits_cV, weight_VD, out=dx_ND[chunk]).masked_fill_(ignored_c1, 0.0)
             if dweight_VD is not None:
-                dweight_VD += dlogits_cV.T @ x_cD
+                dweight_VD += dlogits_cV.T @ x_cD.masked_fill(ignored_c1, 0.0)
         ctx.save_for_backward(dx_ND, dweight_VD)
         ctx.normaliser, ctx.weight_dtype = normaliser, weight_VD.dtype
         return total / normaliser

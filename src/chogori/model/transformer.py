@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from chogori.model import weights, weights_export
 from chogori.model.attention import MultiHeadLatentAttention
@@ -19,7 +18,7 @@ from chogori.model.attention_kernels import DocumentMask
 from chogori.model.cache import LatentCache
 from chogori.model.config import K2Config
 from chogori.model.hf_config import ModelType
-from chogori.model.layers import Linear, RMSNorm
+from chogori.model.layers import Embedding, Linear, RMSNorm
 from chogori.model.loss import IGNORE_INDEX, linear_cross_entropy
 from chogori.model.moe import Experts, FeedForward, MixtureOfExperts, Router
 from chogori.model.rope import RotaryTable, rotary_table
@@ -49,7 +48,7 @@ class Trunk(nn.Module):
     def __init__(self, config: K2Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._rotary: RotaryTable | None = None
@@ -158,7 +157,7 @@ class K2Model(nn.Module):
         )
 
     def expert_load_LE(self) -> Tensor:
-        """Tokens that each expert of each sparse layer received in training since the last bias update, int64 [L, E]."""
+        """Tokens that each expert of each sparse layer received in training since the last update, int64 [L, E]."""
         loads = [moe.gate.load_E for moe in self._sparse_layers()]
         return torch.stack(loads) if loads else torch.zeros(0, self.config.num_experts, dtype=torch.int64)
 
