@@ -69,6 +69,8 @@ def test_a_binary_file_named_itself_is_refused(folder: Path) -> None:
     (folder / "photo.png").write_bytes(b"\x89PNG\0")
     with pytest.raises(CorpusError, match=r"photo\.png is not text: binary; expected UTF-8 .* leave it out"):
         names(of(folder / "photo.png"))
+    with pytest.raises(CorpusError, match=r"photo\.png is not text"):
+        names(of(folder, folder / "photo.png"))
     assert names(of(folder / "photo.*", folder / "z.md")) == ["z.md"]
 
 

@@ -165,6 +165,19 @@ def test_skipped_files_are_warned_of_once(tmp_path: Path) -> None:
     assert entries["skipped"][1] == {"name": "source/photo.png", "reason": "binary"}
 
 
+def test_file_names_need_not_be_utf8(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for n in range(5):
+        (source / os.fsdecode(b"caf\xe9-%d.txt" % n)).write_text(f"text {n}\n" * 30)
+    (source / os.fsdecode(b"\xff.bin")).write_bytes(b"\0")
+    config = small_config(source, vocab_size=300)
+    with pytest.warns(UserWarning, match="1 files are no text"):
+        first = prepare(config, tmp_path / "prepared")
+    assert first.manifest == prepare(config, tmp_path / "prepared").manifest
+    assert first.manifest.skipped[0].name == os.fsdecode(b"source/\xff.bin")
+
+
 def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

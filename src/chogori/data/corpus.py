@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chogori.data.config import DataConfig
@@ -45,14 +45,13 @@ class Corpus:
         self._config = config
         self.skipped: list[SkippedFile] = []
         self.num_empty = 0
-        self._files: list[SourceFile] = []
-        seen: set[Path] = set()
+        found: dict[Path, SourceFile] = {}
         for given in config.paths:
             for source in _find(Path(given), self.skipped):
-                resolved = source.path.resolve()
-                if resolved not in seen:
-                    seen.add(resolved)
-                    self._files.append(source)
+                known = found.setdefault(source.path.resolve(), source)
+                if source.named_itself and not known.named_itself:
+                    found[source.path.resolve()] = replace(known, named_itself=True)
+        self._files = list(found.values())
         self._num_passed_over = len(self.skipped)
 
     @property

@@ -28,5 +28,6 @@ def stable_share(name: str, purpose: str) -> float:
 
     A choice made by it (held out or not) stays when other documents come or go.
     """
-    digest = hashlib.sha256(f"{purpose}\0{name}".encode()).digest()
+    # surrogateescape: names of files need not be UTF-8
+    digest = hashlib.sha256(f"{purpose}\0{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
