@@ -47,10 +47,9 @@ def command_line_page() -> str:
 
 
 def _help(command: tuple[str, ...]) -> str:
-    script = "import sys; from chogori.cli.main import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
     result = subprocess.run(
-        [sys.executable, "-c", script, *command[1:]], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=True, env=environment
     )
     return "\n".join(line.rstrip() for line in result.stdout.rstrip().splitlines())
 

@@ -96,7 +96,7 @@ def test_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reader_that_leaves_early_is_no_error() -> None:
     """`chogori --help | true`: writing to a closed pipe."""
-    command = [sys.executable, "-u", "-c", "from chogori.cli.main import main; import sys; sys.exit(main(['train']))"]
+    command = [sys.executable, "-u", "-m", "chogori", "train"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()

@@ -151,7 +151,7 @@ class TestRealRun:
         return folder
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-c", "from chogori.cli.main import main; import sys; sys.exit(main())", *arguments]
+        return [sys.executable, "-m", "chogori", *arguments]
 
     def train_arguments(self, corpus: Path, out: Path) -> list[str]:
         # near-duplicates 1: the generated modules are meant to be alike.

@@ -1,0 +1,7 @@
+"""`python -m chogori` is `chogori`."""
+
+import sys
+
+from chogori.cli.main import main
+
+sys.exit(main())
