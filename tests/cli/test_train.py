@@ -138,6 +138,15 @@ def test_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_interrupt_before_the_first_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chogori.train.launch.train", interrupted)
+    assert main(["train", "tiny"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"
+
+
 class TestRealRun:
     """The program itself, as a shell starts it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,13 @@ def run(config: TrainConfig) -> int:
     from chogori.train.launch import train
     from chogori.train.progress import Progress
 
-    with Progress() as display:
-        result = train(config, listeners=[display])
+    try:
+        with Progress() as display:
+            result = train(config, listeners=[display])
+    except KeyboardInterrupt:
+        # Outside the steps, such as while text is prepared, or pressed twice: training had no time to say so itself.
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
     return 0 if result.reason == "completed" else 130
 
 
