@@ -191,7 +191,7 @@ class TestRealRun:
         assert text.startswith("def ")
         assert len(text) > len("def \n\n")
         assert call(*sample) == text
-        # Without a prompt and without a terminal: the recipe's prompts, then the end.
+        # Without a prompt and without a terminal: the prompts of the config, then the end.
         assert call("sample", str(out), "--max-tokens", "5").startswith("def ")
 
         (out / "report.html").unlink()

@@ -26,7 +26,7 @@ class SampleArguments:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, such as runs/nano. An unfinished run speaks through its newest checkpoint."""
     prompt: str | None = None
-    """Text to continue. Without it: the recipe's prompts, then a prompt line if stdin is a terminal."""
+    """Text to continue. Without it: a prompt line where stdin is a terminal, else the prompts of the run's config."""
     max_tokens: int = 200
     """Tokens to draw at most."""
     temperature: float = 0.8
@@ -57,12 +57,12 @@ def main(arguments: Sequence[str]) -> int:
 
     sampler = Sampler.open(options.run)
     if options.prompt is not None:
-        _show(sampler, options.prompt, options)
+        prompts = (options.prompt,)
+    elif sys.stdin.isatty():
+        _converse(sampler, options)
         return 0
     for prompt in prompts:
         _show(sampler, prompt, options)
-    if sys.stdin.isatty():
-        _converse(sampler, options)
     return 0
 
 
