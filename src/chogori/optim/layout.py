@@ -28,16 +28,19 @@ class MatrixLayout:
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """Views [matrices, n, m], each of equal shape within; together they cover `tensor` once.
 
-        A shape that is not contiguous in memory cannot always be viewed; the parameters of torch.nn are.
+        How many views there are, and their shapes, depend on the shape of `tensor` alone. With `flatten` or more than
+        three dimensions it must be contiguous in memory.
         """
         if self.flatten:
             stack = tensor.view(1, tensor.shape[0], -1)
+        elif tensor.ndim == 2:
+            stack = tensor.unsqueeze(0)
         else:
-            stack = tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.flatten(0, -3)
+            stack = tensor.view(-1, *tensor.shape[-2:]) if tensor.ndim > 3 else tensor
         if self.row_splits:
-            return _split(stack, self.row_splits, dim=-2)
+            return _split(stack, self.row_splits, dim=1)
         if self.column_splits:
-            return _split(stack, self.column_splits, dim=-1)
+            return _split(stack, self.column_splits, dim=2)
         return [stack]
 
     def check(self, name: str, shape: Sequence[int]) -> None:
@@ -62,11 +65,7 @@ class MatrixLayout:
 
 
 def _split(stack: Tensor, sizes: tuple[int, ...], *, dim: int) -> list[Tensor]:
-    if len(set(sizes)) > 1 or not stack.is_contiguous():
-        return list(stack.split(sizes, dim=dim))
-    # Equal parts are one view with more matrices, so that they are stacked without a copy.
-    parts = stack.unflatten(dim, (len(sizes), sizes[0]))
-    if dim == -1:
-        parts = parts.movedim(-2, 1)
-        return list(parts.unbind(1)) if stack.shape[0] > 1 else [parts.flatten(0, 1)]
-    return [parts.flatten(0, 1)]
+    if len(set(sizes)) == 1 and stack.shape[0] == 1:
+        # One view with more matrices, so that many heads are one entry of a stack.
+        return [stack[0].unflatten(dim - 1, (len(sizes), sizes[0])).movedim(dim - 1, 0)]
+    return list(stack.split_with_sizes(sizes, dim=dim))

@@ -92,6 +92,7 @@ def muon_update(
             x_Bnm = iterate(x_Bnm, polynomials, workspace)
             if x_Bnm.dtype is not torch.float32:
                 x_Bnm = update_Bnm.copy_(x_Bnm)
+            # Not as the scale of the last product: torch 2.13's bfloat16 baddbmm takes alpha = 0 for 1 on a CPU.
             x_Bnm.mul_(-lr * learning_rate_factor(n, m))
             start = 0
             for entry in chunk:

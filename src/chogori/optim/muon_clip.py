@@ -215,19 +215,22 @@ class MuonClip(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any]) -> None:
         matrices: list[Matrices] = []
-        sharded: list[tuple[nn.Parameter, Tensor]] = []
+        apart: list[tuple[nn.Parameter, Tensor]] = []
         for parameter in cast("list[nn.Parameter]", group["params"]):
             gradient = parameter.grad
             if gradient is None:
                 continue
             state = self.state[parameter]
             if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter, dtype=torch.float32)
+                state["momentum_buffer"] = torch.zeros_like(
+                    parameter, dtype=torch.float32, memory_format=torch.preserve_format
+                )
             buffer = state["momentum_buffer"]
-            if is_sharded(parameter):
-                sharded.append((parameter, gradient))
+            if is_sharded(parameter) or not (parameter.is_contiguous() and buffer.is_contiguous()):
+                apart.append((parameter, gradient))
             else:
-                matrices += matrices_of(parameter, gradient, buffer, self._roles[parameter].layout)
+                layout = self._roles[parameter].layout
+                matrices += matrices_of(parameter, gradient.contiguous(), buffer, layout)
         options = {
             "lr": float(group["lr"]),
             "weight_decay": float(group["weight_decay"]),
@@ -235,8 +238,8 @@ class MuonClip(torch.optim.Optimizer):
             "nesterov": bool(group["nesterov"]),
         }
         self._update(matrices, options)
-        for parameter, gradient in sharded:
-            self._update_sharded(parameter, gradient, options)
+        for parameter, gradient in apart:
+            self._update_copy(parameter, gradient, options)
 
     def _update(self, matrices: Sequence[Matrices], options: dict[str, Any]) -> None:
         muon_update(
@@ -247,13 +250,16 @@ class MuonClip(torch.optim.Optimizer):
             workspace=self._workspace,
         )
 
-    def _update_sharded(self, parameter: nn.Parameter, gradient: Tensor, options: dict[str, Any]) -> None:
-        """Every rank gathers the whole matrix, orthogonalises it and keeps its own part of the result."""
+    def _update_copy(self, parameter: nn.Parameter, gradient: Tensor, options: dict[str, Any]) -> None:
+        """For parameters whose matrices are no views: sharded ones (each rank gathers the whole, updates it and keeps
+        its own part), and those not contiguous in memory, such as convolutions in channels-last order."""
         buffer = self.state[parameter]["momentum_buffer"]
-        wholes = [whole(tensor.detach()) for tensor in (parameter, gradient, buffer)]
-        self._update(matrices_of(*wholes, self._roles[parameter].layout), options)
-        own_part(parameter).copy_(own_part_of(wholes[0], parameter))
-        own_part(buffer).copy_(own_part_of(wholes[2], parameter))
+        copies = [whole(tensor.detach()).clone(memory_format=torch.contiguous_format) for tensor in (parameter, buffer)]
+        weight, momentum = copies
+        layout = self._roles[parameter].layout
+        self._update(matrices_of(weight, whole(gradient).contiguous(), momentum, layout), options)
+        own_part(parameter).copy_(own_part_of(weight, parameter))
+        own_part(buffer).copy_(own_part_of(momentum, parameter))
 
     def _adamw(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

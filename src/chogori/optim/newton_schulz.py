@@ -1,8 +1,7 @@
 """Batched Newton–Schulz: the singular values of many same-shaped matrices are driven to about 1 at once.
 
-Shape letters: B matrices of n rows and m columns; k = min(n, m). Each step is three batched products,
-G = X·Xᵀ (or Xᵀ·X when n > m, which needs no transposed copy), P = a·I + b·G + c·G², X ← P·X (or X·P). Folding a·I
-into P costs one pass over the k×k diagonal and saves reading X again that a·X + B·X would need.
+Shape letters: B matrices of n rows and m columns; k = min(n, m). Each step is three batched products, G = X·Xᵀ,
+P = b·G + c·G², X ← a·X + P·X (for n > m the mirror image, Xᵀ·X and X·P, which needs no transposed copy).
 """
 
 from __future__ import annotations
@@ -74,20 +73,16 @@ def iterate(x_Bnm: Tensor, polynomials: Sequence[Quintic], workspace: Workspace)
     tall = n > m
     k = min(n, m)
     gram_Bkk = workspace.take("gram", (batch, k, k), x_Bnm.dtype, x_Bnm.device)
-    factor_Bkk = workspace.take("factor", (batch, k, k), x_Bnm.dtype, x_Bnm.device)
+    p_Bkk = workspace.take("polynomial", (batch, k, k), x_Bnm.dtype, x_Bnm.device)
     other_Bnm = workspace.take("product", (batch, n, m), x_Bnm.dtype, x_Bnm.device)
-    diagonal_Bk = factor_Bkk.diagonal(dim1=-2, dim2=-1)
     for a, b, c in polynomials:
-        if tall:
-            torch.bmm(x_Bnm.mT, x_Bnm, out=gram_Bkk)
-        else:
-            torch.bmm(x_Bnm, x_Bnm.mT, out=gram_Bkk)
-        torch.baddbmm(gram_Bkk, gram_Bkk, gram_Bkk, beta=b, alpha=c, out=factor_Bkk)
-        diagonal_Bk.add_(a)
-        if tall:
-            torch.bmm(x_Bnm, factor_Bkk, out=other_Bnm)
-        else:
-            torch.bmm(factor_Bkk, x_Bnm, out=other_Bnm)
+        left_Bkn, right_Bnk = (x_Bnm.mT, x_Bnm) if tall else (x_Bnm, x_Bnm.mT)
+        torch.bmm(left_Bkn, right_Bnk, out=gram_Bkk)
+        torch.baddbmm(gram_Bkk, gram_Bkk, gram_Bkk, beta=b, alpha=c, out=p_Bkk)
+        # a·X is added inside the product, in float32: folded into P's diagonal it would lose half its digits to
+        # bfloat16 (error of the result 2.2 % instead of 1.2 %, at the same speed).
+        first, second = (x_Bnm, p_Bkk) if tall else (p_Bkk, x_Bnm)
+        torch.baddbmm(x_Bnm, first, second, beta=a, out=other_Bnm)
         x_Bnm, other_Bnm = other_Bnm, x_Bnm
     return x_Bnm
 
@@ -102,7 +97,7 @@ def normalize_(x_Bnm: Tensor, eps: float) -> Tensor:
 def orthogonalize(x: Tensor, config: NewtonSchulzConfig | None = None) -> Tensor:
     """The nearly orthogonal factor U·Vᵀ of each matrix U·S·Vᵀ in `x` [..., n, m], in the type of `x`.
 
-    The result's singular values lie in a band around 1 that the coefficients decide: 0.68 to 1.13 for the quintic,
+    The result's singular values lie in a band around 1 that the coefficients decide: 0.68 to 1.14 for the quintic,
     narrower for Polar Express; values below about 0.01 of the Frobenius norm may stay under the band.
     """
     config = config or NewtonSchulzConfig()

@@ -207,7 +207,8 @@ def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _hot_maxima(entry: _Pending, heads: Tensor) -> Tensor:
-    assert entry.q_BHTd is not None and entry.k_BGSd is not None
+    assert entry.q_BHTd is not None
+    assert entry.k_BGSd is not None
     return exact_maxima(
         entry.q_BHTd,
         entry.k_BGSd,

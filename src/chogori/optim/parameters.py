@@ -31,7 +31,7 @@ class ParameterRole:
     """Whether weight decay applies."""
     reason: str
     """The rule that decided, in a few words."""
-    layout: MatrixLayout = MatrixLayout()
+    layout: MatrixLayout = field(default_factory=MatrixLayout)
     """Where the matrices lie in a parameter that goes to Muon."""
 
 
