@@ -1,4 +1,4 @@
-"""The generator of docs/: tables from result files, and what it says of a page that has drifted."""
+"""The generator of docs/: tables from result files, drawn again without a change."""
 
 import json
 from pathlib import Path
@@ -19,44 +19,29 @@ RESULT = {
     ],
     "note": "Quiet samples only.",
 }
-PAGE = "# Benchmarks\n\n<!-- results: optimizer -->\nold\n<!-- end -->\n"
+PAGE = "# Benchmarks\n\n<!-- results -->\nold\n<!-- end -->\n"
 
 
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(generate_docs, "ROOT", tmp_path)
+def test_every_result_has_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_docs, "RESULTS", tmp_path)
-    return tmp_path
-
-
-def test_table(results: Path) -> None:
-    (results / "optimizer.json").write_text(json.dumps(RESULT), encoding="utf-8")
+    (tmp_path / "optimizer.json").write_text(json.dumps(RESULT), encoding="utf-8")
     page = generate_docs.benchmarks_page(PAGE)
     assert (
         page
         == """# Benchmarks
 
-<!-- results: optimizer -->
-| Optimizer step | ms | spread | ours against it |
+<!-- results -->
+
+## Optimizer step
+
+| | ms | spread | ours against it |
 |---|---:|---:|---:|
 | **MuonClip** | 40 | 39 to 42 |  |
 | torch.optim.Muon | 1,248 |  | 3.00× |
 
-two cores, 2026-01-31. `python benchmarks/bench_optimizer.py`. Quiet samples only.
+`python benchmarks/bench_optimizer.py` on two cores, 2026-01-31. Quiet samples only.
+
 <!-- end -->
 """
     )
     assert generate_docs.benchmarks_page(page) == page
-
-
-def test_page_shows_a_result_that_is_not_there(results: Path) -> None:
-    with pytest.raises(
-        generate_docs.StaleError, match=r"shows optimizer, but optimizer\.json does not exist; run make"
-    ):
-        generate_docs.benchmarks_page(PAGE)
-
-
-def test_result_that_no_page_shows(results: Path) -> None:
-    (results / "optimizer.json").write_text(json.dumps(RESULT), encoding="utf-8")
-    with pytest.raises(generate_docs.StaleError, match="does not show optimizer"):
-        generate_docs.benchmarks_page("# Benchmarks\n")
