@@ -4,7 +4,7 @@ Every contender is a process of its own that trains on fresh random tokens and w
 that whatever else the machine does falls on all of them alike. Speeds are medians over turns, ratios are taken turn by
 turn. Peak memory is each process's largest resident set.
 
-    python benchmarks/train_throughput.py [--rounds 12] [--steps 2] [--contenders chogori,transformers-compiled]
+    python benchmarks/bench_training.py [--rounds 12] [--steps 2] [--contenders chogori,transformers-compiled]
 """
 
 from __future__ import annotations
@@ -180,9 +180,9 @@ def main() -> None:
         if ours in names and theirs in names:
             print(bar_line(comparison, ours, theirs, wanted))
     write_results(
-        "train_throughput",
+        "training",
         title="Training, 10.4 M parameters, 8 × 512 fresh random tokens a step, 2 threads",
-        command="python benchmarks/train_throughput.py",
+        command="python benchmarks/bench_training.py",
         unit="tokens/s",
         rows=rows,
         note=comparison.describe_quiet() + ".",

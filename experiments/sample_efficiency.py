@@ -1,0 +1,147 @@
+"""Tokens that MuonClip needs to reach AdamW's final loss on the nano recipe.
+
+1. Both optimizers try the same learning rates on a shortened recipe; each keeps its best.
+2. AdamW trains the whole recipe, three seeds. Its mean held-out loss is the goal.
+3. MuonClip trains the recipe shortened to fewer steps (each with its own decay, since a loss before the decay cannot be
+   compared with one after it), three seeds; where its loss crosses the goal is found by interpolation in log steps.
+
+    python experiments/sample_efficiency.py [--steps 500]
+
+Two runs of one thread each go on at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "experiments" / "results" / "sample_efficiency.json"
+PLOT = ROOT / "docs" / "images" / "sample_efficiency.png"
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+SEEDS = (0, 1, 2)
+TOKENS_PER_STEP = 8 * 512
+
+
+@dataclass(frozen=True)
+class Run:
+    optimizer: str
+    lr: float
+    steps: int
+    seed: int
+
+    def folder(self, runs: Path) -> Path:
+        return runs / f"{self.optimizer}-lr{self.lr:g}-steps{self.steps}-seed{self.seed}"
+
+
+def bits_per_byte(run: Run, runs: Path) -> float:
+    """Train the run (or read it, when it is done) and return its loss on all held-out text."""
+    folder = run.folder(runs)
+    if not (folder / "model").exists():
+        command = [sys.executable, "-m", "chogori", "train", "nano", "--out", str(folder)]
+        command += ["--optim.optimizer", run.optimizer, "--optim.lr", str(run.lr), "--steps", str(run.steps)]
+        command += ["--seed", str(run.seed), "--threads", "1", "--time-limit-s", "None"]
+        command += ["--eval-interval", str(run.steps), "--checkpoint-interval", "100"]
+        command += ["--data-folder", str(runs / "data")]
+        with (runs / f"{folder.name}.log").open("w") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    value = float(json.loads((folder / "evaluation.json").read_text())["bits_per_byte"])
+    print(f"{folder.name}: {value:.4f} bits per byte", flush=True)
+    return value
+
+
+def evaluate(wanted: Sequence[Run], runs: Path) -> dict[Run, float]:
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(wanted, pool.map(lambda run: bits_per_byte(run, runs), wanted), strict=True))
+
+
+def crossing(steps: Sequence[int], losses: Sequence[float], goal: float) -> float:
+    """Steps at which the loss, a straight line in log steps between and beyond the measured ones, meets the goal."""
+    points = sorted(zip(steps, losses, strict=True))
+    pairs = list(zip(points, points[1:], strict=False))
+    (s0, l0), (s1, l1) = next((pair for pair in pairs if pair[0][1] >= goal >= pair[1][1]), pairs[0])
+    share = (l0 - goal) / (l0 - l1)
+    return math.exp(math.log(s0) + share * (math.log(s1) - math.log(s0)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=500, help="of the whole recipe")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments")
+    arguments = parser.parse_args()
+    steps, runs = arguments.steps, arguments.runs
+    runs.mkdir(parents=True, exist_ok=True)
+    tuning_steps = 3 * steps // 10
+    short = [2 * steps // 5, 3 * steps // 5]
+
+    prepare = [sys.executable, "-m", "chogori", "train", "nano", "--steps", "21", "--threads", "1"]
+    if not (runs / "data" / "manifest.json").exists():  # once, before two runs would do it at the same time
+        subprocess.run([*prepare, "--data-folder", str(runs / "data"), "--out", str(runs / "prepare")], check=True)
+    tuning = evaluate([Run(name, lr, tuning_steps, 0) for lr in RATES for name in ("adamw", "muonclip")], runs)
+    best = {
+        name: min((run for run in tuning if run.optimizer == name), key=lambda run: tuning[run]).lr
+        for name in ("adamw", "muonclip")
+    }
+    print(f"best learning rates on {tuning_steps} steps: {best}", flush=True)
+    adamw = evaluate([Run("adamw", best["adamw"], steps, seed) for seed in SEEDS], runs)
+    muonclip = evaluate([Run("muonclip", best["muonclip"], count, seed) for count in short for seed in SEEDS], runs)
+
+    goal = statistics.mean(adamw.values())
+    needed = [
+        crossing(short, [muonclip[Run("muonclip", best["muonclip"], count, seed)] for count in short], goal)
+        for seed in SEEDS
+    ]
+    result = {
+        "tokens_per_step": TOKENS_PER_STEP,
+        "learning_rates": best,
+        "tuning": {f"{run.optimizer} {run.lr:g}": round(value, 4) for run, value in tuning.items()},
+        "adamw_steps": steps,
+        "adamw_bits_per_byte": [round(value, 4) for value in adamw.values()],
+        "muonclip_bits_per_byte": {
+            str(count): [round(value, 4) for run, value in muonclip.items() if run.steps == count] for count in short
+        },
+        "muonclip_steps_needed": [round(value) for value in needed],
+        "share_of_adamw_tokens": [round(value / steps, 3) for value in needed],
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    draw(result, short, PLOT)
+    shares = result["share_of_adamw_tokens"]
+    print(f"MuonClip reaches AdamW's {goal:.4f} bits per byte with {statistics.mean(shares):.0%} of its tokens ({shares})")
+
+
+def draw(result: dict[str, object], short: Sequence[int], path: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    adamw = result["adamw_bits_per_byte"]
+    muonclip = result["muonclip_bits_per_byte"]
+    steps = result["adamw_steps"]
+    assert isinstance(adamw, list) and isinstance(muonclip, dict) and isinstance(steps, int)
+    for seed in SEEDS:
+        values = [muonclip[str(count)][seed] for count in short]
+        axes.plot([count * TOKENS_PER_STEP / 1e6 for count in short], values, "o-", color="#1d4ed8", alpha=0.7)
+    axes.plot([steps * TOKENS_PER_STEP / 1e6] * len(adamw), adamw, "s", color="#c2410c", label="AdamW, whole recipe")
+    axes.plot([], [], "o-", color="#1d4ed8", label="MuonClip, shortened recipe")
+    axes.axhline(statistics.mean(adamw), color="#64748b", linestyle="--", linewidth=1)
+    axes.set(xlabel="training tokens, millions", title="Held-out loss, bits per byte (three seeds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
