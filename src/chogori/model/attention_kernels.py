@@ -69,13 +69,13 @@ def latent_attention(
             _BlockedAttention.apply(q_BTHQ, kv_BTHX, k_rope_BTR, rotary, scale, mask),
         )
     else:
-        out_BTHV, q_BHTQ, k_BHTQ, lse_BHT = _flash_attention(q_BTHQ, kv_BTHX, k_rope_BTR, rotary, scale, mask)
+        out_BTHV, q_BHTQ, k_BHTQ, lse_BHT = flash_attention(q_BTHQ, kv_BTHX, k_rope_BTR, rotary, scale, mask)
     if observer is not None:
         observer(q_BHTQ.detach(), k_BHTQ.detach(), lse_BHT.detach(), scale, None if mask is None else mask.documents_BT)
     return out_BTHV
 
 
-def _flash_attention(
+def flash_attention(
     q_BTHQ: Tensor,
     kv_BTHX: Tensor,
     k_rope_BTR: Tensor,
