@@ -57,6 +57,7 @@ def test_a_fast_run_takes_all_its_steps(config, tmp_path):
 def test_a_continued_run_repeats_the_decision_whatever_its_speed(config, tmp_path):
     file = tmp_path / "budget.json"
     last, decided_at = run(Budget(config, file), seconds_per_step=1.0)
+    assert decided_at is not None
     assert json.loads(file.read_text()) == {"at_step": decided_at, "last_step": last}
     for speed in (0.001, 50.0):
         assert run(Budget(config, file), speed, first_step=decided_at - 10) == (last, None)

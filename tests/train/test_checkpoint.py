@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from chogori.errors import CheckpointError, StorageError
 from chogori.model import weights_export
@@ -64,15 +66,18 @@ def test_every_bit_comes_back(store, model):
     written = state(5)
     num_bytes = store.save(model, written)
     path, damage = store.newest_good()
-    assert path is not None and path.name == "step-0000005" and damage == []
+    assert path is not None
+    assert path.name == "step-0000005"
+    assert damage == []
     assert num_bytes == sum(file.stat().st_size for file in path.iterdir())
     restored = load_model(path, CONFIG)
     for (name, expected), (_, found) in zip(model.state_dict().items(), restored.state_dict().items(), strict=True):
-        assert found.dtype == expected.dtype and torch.equal(found, expected), name
+        assert found.dtype == expected.dtype, name
+        assert torch.equal(found, expected), name
     read = load_state(path)
     assert (read.step, read.tokens, read.elapsed_s, read.loader) == (5, 320, 0.5, {"next_row": 12})
-    found_group, wanted_group = read.optimizer["state"][0], written.optimizer["state"][0]
-    assert all(torch.equal(found_group[name], wanted_group[name]) for name in wanted_group)
+    found_state, wanted_state = (cast("dict[int, dict[str, Tensor]]", s.optimizer["state"]) for s in (read, written))
+    assert all(torch.equal(found_state[0][name], wanted) for name, wanted in wanted_state[0].items())
     assert read.optimizer["param_groups"] == written.optimizer["param_groups"]
 
 
@@ -127,7 +132,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(store, model, name, fault
         file.write_bytes(content[:middle] if fault == "cut" else content[:middle] + flipped + content[middle + 1 :])
     path, damage = store.newest_good()
     assert path == store.path_of(1)
-    assert len(damage) == 1 and "step-0000002 is damaged" in damage[0]
+    assert len(damage) == 1
+    assert "step-0000002 is damaged" in damage[0]
     # A flipped bit in the list of checksums shows as a file that does not fit it.
     assert name in damage[0] or name == "checksums.json"
 
@@ -139,7 +145,9 @@ def test_nothing_good_is_an_error_that_names_all(store, model):
     with pytest.raises(CheckpointError) as refusal:
         store.newest_good()
     words = str(refusal.value)
-    assert "no checkpoint of" in words and "step-0000001 is damaged" in words and "step-0000002 is damaged" in words
+    assert "no checkpoint of" in words
+    assert "step-0000001 is damaged" in words
+    assert "step-0000002 is damaged" in words
     assert "or delete" in words
 
 
@@ -169,7 +177,7 @@ def test_a_state_of_another_version_is_refused(store, model):
         load_state(store.path_of(1))
 
 
-# ---- full disks ---------------------------------------------------------------------------------------------------------
+# ---- full disks -----------------------------------------------------------------------------------------------------
 
 
 def full(*arguments, **named):
@@ -203,18 +211,21 @@ def test_too_little_room_is_noticed_before_writing(store, model, monkeypatch):
     before = hashes(store.folder)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(StorageError, match=r"save the checkpoint of step 2 \(older .* intact\): it needs .* MB .* 0.0 MB left"):
+    with pytest.raises(
+        StorageError, match=r"save the checkpoint of step 2 \(older .* intact\): it needs .* MB .* 0.0 MB left"
+    ):
         store.save(model, state(2))
     assert hashes(store.folder) == before
 
 
-# A file system of 3.5 MB in a mount namespace of its own: room for one checkpoint of 0.9 MB and its state, not for three.
+# A file system of 3.5 MB in a mount namespace of its own: room for a few checkpoints of 0.9 MB.
 _ON_A_SMALL_DISK = """
 set -e
 mount -t tmpfs -o size=3500k none "$1"
 exec "$2" - "$1" <<'CODE'
 import sys
 from pathlib import Path
+from typing import cast
 from chogori.errors import StorageError
 from chogori.model.config import K2Config
 from chogori.model.transformer import K2Model
@@ -227,7 +238,8 @@ step = 0
 try:
     while True:
         step += 1
-        store.save(model, TrainerState(step=step, tokens=0, elapsed_s=0.0, optimizer={}, loader={}, random=random_states()))
+        state = TrainerState(step=step, tokens=0, elapsed_s=0.0, optimizer={}, loader={}, random=random_states())
+        store.save(model, state)
 except StorageError as error:
     print("error:", error)
 path, damage = store.newest_good()

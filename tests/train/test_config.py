@@ -33,12 +33,12 @@ def test_refusals_name_the_field(make_config, changes, words):
 
 def test_a_vocabulary_larger_than_the_model_is_refused(make_config):
     config = make_config()
-    with pytest.raises(ConfigError, match="data.vocab_size is 300, above model.vocab_size = 299"):
+    with pytest.raises(ConfigError, match=r"data\.vocab_size is 300, above model\.vocab_size = 299"):
         config.replace(model=config.model.replace(vocab_size=299))
 
 
 def test_a_cosine_cannot_end_early(make_config):
-    with pytest.raises(ConfigError, match='time_limit_s is given with schedule.kind "cosine"'):
+    with pytest.raises(ConfigError, match=r'time_limit_s is given with schedule\.kind "cosine"'):
         make_config(time_limit_s=5.0, schedule=ScheduleConfig(kind="cosine", warmup_steps=1))
 
 

@@ -87,7 +87,8 @@ def test_uneven_micro_batches_weigh_by_their_targets(make_config, make_loop):
     batches = [type(b)(b.tokens_BT, b.targets_BT, b.documents_BT, n) for b, n in zip(batches, counts, strict=True)]
     with torch.no_grad():
         sums = [
-            float(loop.model.loss(b.tokens_BT, b.targets_BT, documents_BT=b.documents_BT, normaliser=1.0)) for b in batches
+            float(loop.model.loss(b.tokens_BT, b.targets_BT, documents_BT=b.documents_BT, normaliser=1.0))
+            for b in batches
         ]
     found = loop._accumulate_gradients(batches, sum(counts))
     assert found == pytest.approx(sum(sums) / sum(counts), rel=1e-6)
@@ -120,11 +121,14 @@ def test_metrics_are_of_the_step(make_config, make_loop):
     first, second, third = steps(loop, 3)
     assert [m.step for m in (first, second, third)] == [1, 2, 3]
     assert [m.tokens for m in (first, second, third)] == [64, 128, 192]
-    assert first.expert_load is not None and second.expert_load is not None and third.expert_load is None
+    assert first.expert_load is not None
+    assert second.expert_load is not None
+    assert third.expert_load is None
     # Each of 64 tokens visits 2 experts in each of 2 sparse layers.
     assert [sum(row) for row in first.expert_load] == [128, 128]
     assert first.learning_rate == pytest.approx(5e-3)
-    assert len(first.max_logits) == 3 and all(value > 0 for value in first.max_logits)
+    assert len(first.max_logits) == 3
+    assert all(value > 0 for value in first.max_logits)
     assert first.timing.peak_share > 0
 
 
@@ -136,7 +140,7 @@ def test_load_is_summarized_by_layer():
     assert summarize_load(torch.zeros(0, 4)) == (None, None, ())
 
 
-# ---- NaN and infinity ---------------------------------------------------------------------------------------------------
+# ---- NaN and infinity -----------------------------------------------------------------------------------------------
 
 
 def weights(loop):
@@ -162,7 +166,8 @@ def test_a_nan_weight_stops_before_the_update_and_is_named(make_config, make_loo
     words = str(stop.value)
     assert "step 2" in words
     assert "the weight model.layers.1.self_attn.o_proj.weight holds 1 NaN and 0 infinite" in words
-    assert "lower optim.lr (now 0.001)" in words and "checkpoints are untouched" in words
+    assert "lower optim.lr (now 0.001)" in words
+    assert "checkpoints are untouched" in words
     assert loop.step == 1
     assert_unchanged(loop, before)
 

@@ -5,13 +5,7 @@ import torch
 
 from chogori.errors import ConfigError
 from chogori.train import machine
-from chogori.train.machine import (
-    COMPILE_REPAYS_STEPS,
-    measure_matrix_peak,
-    resolve_device,
-    resolve_precision,
-    should_compile,
-)
+from chogori.train.machine import measure_matrix_peak, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -31,15 +25,6 @@ def test_auto_precision_follows_the_processor(make_config, monkeypatch, units, e
     assert resolve_precision(make_config(), CPU) == expected
     assert resolve_precision(make_config(precision="float32"), CPU) == torch.float32
     assert resolve_precision(make_config(precision="bfloat16"), CPU) == torch.bfloat16
-
-
-def test_compilation_is_for_long_runs_unless_told(make_config):
-    enough = COMPILE_REPAYS_STEPS["cpu"]
-    auto = make_config(compile="auto")
-    assert should_compile(auto, CPU, enough)
-    assert not should_compile(auto, CPU, enough - 1)
-    assert should_compile(make_config(compile="always"), CPU, 3)
-    assert not should_compile(make_config(compile="never"), CPU, 10**6)
 
 
 def test_the_peak_is_that_of_real_products():

@@ -10,6 +10,10 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 1))
 
 
+def parameter(model: nn.Sequential, name: str) -> nn.Parameter:
+    return dict(model.named_parameters())[name]
+
+
 def test_finite_networks_have_nothing_to_name():
     model = network()
     model(torch.ones(1, 4)).sum().backward()
@@ -21,25 +25,26 @@ def test_finite_networks_have_nothing_to_name():
 def test_a_bad_weight_is_named_with_its_count():
     model = network()
     with torch.no_grad():
-        model[2].weight[0, :3] = float("nan")
-        model[2].weight[1, 0] = float("inf")
+        parameter(model, "2.weight")[0, :3] = float("nan")
+        parameter(model, "2.weight")[1, 0] = float("inf")
     assert first_bad_parameter(model) == "the weight 2.weight holds 3 NaN and 1 infinite of 16 values"
 
 
 def test_a_bad_gradient_is_named():
     model = network()
     model(torch.ones(1, 4)).sum().backward()
-    assert model[3].weight.grad is not None
-    model[3].weight.grad[0, 1] = float("inf")
+    gradient = parameter(model, "3.weight").grad
+    assert gradient is not None
+    gradient[0, 1] = float("inf")
     assert first_bad_gradient(model) == "the gradient of 3.weight holds 0 NaN and 1 infinite of 4 values"
 
 
 def test_the_module_that_made_it_is_named_not_those_after_it():
     model = network()
     with torch.no_grad():
-        model[2].weight.fill_(3e38)
-        model[2].bias.fill_(3e38)
-        model[0].bias.fill_(10.0)
+        parameter(model, "2.weight").fill_(3e38)
+        parameter(model, "2.bias").fill_(3e38)
+        parameter(model, "0.bias").fill_(10.0)
     found = first_bad_activation(model, lambda: model(torch.ones(1, 4)))
     assert found == "the output of 2 holds 0 NaN and 4 infinite of 4 values"
 

@@ -97,7 +97,8 @@ def test_plain_lines_come_every_few_seconds(make_config, clock):
     # Steps of 2 s and a line at most every 5 s: every third step, 1, 4, … 100.
     assert len([line for line in lines if line.startswith("step ")]) == 34
     assert lines[1] == "step 1/100  loss 3.250  32 tok/s  12% of peak  max logit 12.5  3 min 18 s left"
-    assert lines[-1].startswith("step 100/100") and lines[-1].endswith("0 s left")
+    assert lines[-1].startswith("step 100/100")
+    assert lines[-1].endswith("0 s left")
 
 
 def test_the_run_is_introduced_in_one_line(make_config, clock):
@@ -116,12 +117,16 @@ def test_everything_else_is_said_once_and_plainly(make_config, clock):
         progress(Preparing(stage="training the vocabulary", fraction=0.0))
         progress(Preparing(stage="training the vocabulary", fraction=0.5))
         progress(run_started(make_config()))
-        progress(CheckpointSaved(step=50, folder=Path("runs/x/checkpoints/step-0000050"), seconds=0.5, num_bytes=3_000_000))
+        progress(
+            CheckpointSaved(step=50, folder=Path("runs/x/checkpoints/step-0000050"), seconds=0.5, num_bytes=3_000_000)
+        )
         progress(DecayDecided(at_step=60, last_step=90))
         progress(Warned(message="the disk is slow"))
         progress(evaluated())
         progress(SampleDrawn(prompt="def ", text="[bold]main[/bold]()"))
-        progress(RunFinished(folder=Path("runs/x"), step=100, reason="completed", hint="the report is runs/x/report.html"))
+        progress(
+            RunFinished(folder=Path("runs/x"), step=100, reason="completed", hint="the report is runs/x/report.html")
+        )
     lines = out.getvalue().splitlines()
     assert lines[0] == "training the vocabulary"
     assert lines[2:] == [

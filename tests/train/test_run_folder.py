@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import cast
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_missing_run_is_refused(tmp_path):
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(RunError, match="is not the folder of a training run: it has no config.json"):
+    with pytest.raises(RunError, match=r"is not the folder of a training run: it has no config\.json"):
         RunFolder.open(tmp_path)
 
 
@@ -106,7 +107,7 @@ def test_launches_are_listed(make_config):
     folder.add_environment({**describe_environment(), "start_step": 3})
     first, second = folder.environments()
     assert (first["start_step"], second["start_step"]) == (0, 3)
-    assert set(first["versions"]) >= {"python", "torch", "numpy", "chogori"}
+    assert set(cast("dict[str, str]", first["versions"])) >= {"python", "torch", "numpy", "chogori"}
     json.dumps(first)
 
 

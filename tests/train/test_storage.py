@@ -22,9 +22,9 @@ def test_a_full_disk_reported_by_native_code_is_named():
 
 
 def test_a_read_only_disk_is_named():
-    with pytest.raises(StorageError, match=r"cannot save it: .*; choose a folder you may write to with --out"):
-        with disk_errors("save it"):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    advice = r"cannot save it: .*; choose a folder you may write to with --out"
+    with pytest.raises(StorageError, match=advice), disk_errors("save it"):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_other_errors_pass():

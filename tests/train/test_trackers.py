@@ -3,16 +3,16 @@
 import builtins
 import importlib
 import warnings
+from typing import cast
 
 import pytest
 
 from chogori.errors import ConfigError
-from chogori.train.metrics import Evaluation
 from chogori.train.events import Evaluated, StepFinished
+from chogori.train.metrics import Evaluation
 from chogori.train.run_folder import RunFolder
 from chogori.train.trackers import open_trackers, scalars
 from tests.train.test_metrics import step
-
 
 EVALUATED = Evaluated(
     evaluation=Evaluation(
@@ -40,11 +40,16 @@ def test_tensorboard_reads_back_every_number(make_config):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         reader = EventAccumulator(str(folder.path / "tensorboard")).Reload()
-    found = {(name, entry.step): entry.value for name in reader.Tags()["scalars"] for entry in reader.Scalars(name)}
+    found = {
+        (name, entry.step): entry.value
+        for name in cast("list[str]", reader.Tags()["scalars"])
+        for entry in reader.Scalars(name)
+    }
     events = (StepFinished(metrics=step(1)), StepFinished(metrics=step(2)), EVALUATED)
     expected = {(name, number): value for event in events for name, value, number in scalars(event)}
     assert set(found) == set(expected)
-    assert ("heldout/bits_per_byte", 2) in expected and ("attention/max_logit/layer_01", 1) in expected
+    assert ("heldout/bits_per_byte", 2) in expected
+    assert ("attention/max_logit/layer_01", 1) in expected
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-6)  # event files hold float32
 
@@ -56,7 +61,8 @@ def test_wandb_writes_an_offline_run_and_continues_it(make_config):
     feed(config)
     assert (folder.path / ".wandb_id").read_text().strip() == identity
     runs = list(folder.path.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))
-    assert runs and all(path.stat().st_size > 0 for path in runs)
+    assert runs
+    assert all(path.stat().st_size > 0 for path in runs)
 
 
 @pytest.mark.parametrize(

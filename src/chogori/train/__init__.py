@@ -11,11 +11,11 @@ from chogori._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from chogori.train.config import ScheduleConfig, TrainConfig
-    from chogori.train.saved_run import evaluate_run
     from chogori.train.launch import RunResult, train
     from chogori.train.report import write_report
     from chogori.train.run_folder import RunFolder
     from chogori.train.sampling import Sampler
+    from chogori.train.saved_run import evaluate_run
 
 __all__ = [
     "RunFolder",

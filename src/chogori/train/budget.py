@@ -43,7 +43,7 @@ class Budget:
         schedule = self._config.schedule
         if schedule.kind != "wsd":
             return 0
-        # Rounded down: then p (s + d) never exceeds the d of `consider`, and no decay reaches into steps taken before it.
+        # Rounded down: then p (s + d) never exceeds the d of `consider`, and no decay reaches into steps taken before.
         return min(math.floor(schedule.decay_share * self.last_step), self.last_step - schedule.warmup_steps)
 
     def consider(self, step: int, elapsed_s: float) -> bool:

@@ -45,7 +45,7 @@ class TrainerState:
     """Training seconds so far."""
     optimizer: dict[str, object]
     """`state_dict` of the optimizer."""
-    loader: dict[str, object]
+    loader: dict[str, int]
     """`state_dict` of the loader: the next batch."""
     random: dict[str, object]
     """States of Python's, numpy's and torch's generators."""
@@ -170,10 +170,15 @@ def load_model(path: Path, config: K2Config) -> K2Model:
     except WeightsError as error:
         raise CheckpointError(f"the weights of {path} do not fit: {error}") from error
     if model.config != config:
-        pairs = ((entry.name, getattr(model.config, entry.name), getattr(config, entry.name)) for entry in fields(config))
-        found = "; ".join(f"{name} is {there!r} there and {here!r} here" for name, there, here in pairs if there != here)
+        pairs = (
+            (entry.name, getattr(model.config, entry.name), getattr(config, entry.name)) for entry in fields(config)
+        )
+        found = "; ".join(
+            f"{name} is {there!r} there and {here!r} here" for name, there, here in pairs if there != here
+        )
         raise CheckpointError(
-            f"{path} holds a model of another shape: {found}. Continue with the config it was made with, or start a new run"
+            f"{path} holds a model of another shape: {found}. Continue with the config it was made with, or start a "
+            "new run"
         )
     return model
 

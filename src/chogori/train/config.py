@@ -77,7 +77,7 @@ class TrainConfig:
     """Number type of the matrix products; weights and optimizer state stay float32. "auto" takes bfloat16 on a CUDA
     device and on processors with bfloat16 matrix instructions (AMX, AVX512_BF16)."""
     compile: Literal["auto", "never", "always"] = "auto"
-    """torch.compile. "auto" compiles when the run is long enough to repay the compilation."""
+    """torch.compile of the blocks. "auto" compiles where it was measured to pay, which so far is nowhere."""
     device: str = "auto"
     """"auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1"."""
     threads: int | None = None
@@ -168,7 +168,7 @@ class TrainConfig:
         for name in changes:
             if name not in known:
                 raise ConfigError(f"TrainConfig has no field {name!r}; its fields are {', '.join(sorted(known))}")
-        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, **changes)
 
 
 RESUMABLE_CHANGES = frozenset(

@@ -82,7 +82,8 @@ def _restore_union(kinds: tuple[object, ...], value: object, where: str) -> obje
         kinds = tuple(kind for kind in kinds if getattr(kind, "__name__", None) == name) or kinds
     refusals: list[str] = []
     # An exact type first, so that 1 stays an int under `float | int`.
-    for kind in sorted(kinds, key=lambda kind: type(value) is not kind):
+    exact = cast(object, type(value))
+    for kind in sorted(kinds, key=lambda kind: kind is not exact):
         try:
             return _restore(kind, value, where)
         except ConfigError as error:
@@ -98,7 +99,9 @@ def _restore_plain(kind: type, value: object, where: str) -> object:
         kinds = typing.get_type_hints(kind)
         names = {entry.name for entry in dataclasses.fields(kind) if entry.init}
         if unknown := sorted(set(record) - names):
-            raise ConfigError(f"{where} has the unknown field {unknown[0]!r}; {kind.__name__} has {', '.join(sorted(names))}")
+            raise ConfigError(
+                f"{where} has the unknown field {unknown[0]!r}; {kind.__name__} has {', '.join(sorted(names))}"
+            )
         return kind(**{name: _restore(kinds[name], item, f"{where}.{name}") for name, item in record.items()})
     if kind is Path and isinstance(value, str):
         return Path(value)

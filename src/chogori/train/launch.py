@@ -19,6 +19,7 @@ from chogori.errors import ConfigError
 from chogori.model.accounting import count_parameters
 from chogori.model.config import K2Config
 from chogori.model.transformer import K2Model
+from chogori.train.allocator import keep_freed_memory
 from chogori.train.budget import Budget
 from chogori.train.checkpoint import (
     CheckpointStore,
@@ -28,6 +29,7 @@ from chogori.train.checkpoint import (
     random_states,
     restore_random_states,
 )
+from chogori.train.compilation import compile_blocks, should_compile
 from chogori.train.config import TrainConfig
 from chogori.train.evaluation import evaluate
 from chogori.train.events import (
@@ -51,7 +53,6 @@ from chogori.train.machine import (
     measure_matrix_peak,
     resolve_device,
     resolve_precision,
-    should_compile,
 )
 from chogori.train.metrics import Evaluation, MetricsFile, evaluation, read_metrics
 from chogori.train.optimizer import StepOptimizer
@@ -78,13 +79,16 @@ class RunResult:
     """On all held-out text; None when interrupted."""
 
 
-def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), clock: Callable[[], float] = time.monotonic) -> RunResult:
+def train(
+    config: TrainConfig, *, listeners: Sequence[Listener] = (), clock: Callable[[], float] = time.monotonic
+) -> RunResult:
     """Train `config` into its folder `config.out`, or continue the run that is there.
 
     Listeners hear every event, in order; the trackers of the config are added to them. Ctrl-C or SIGTERM ends the run
-    after the current step with a checkpoint. Raises RunError (folder busy or of another run), CheckpointError,
-    StorageError, NonFiniteError, ConfigError and the errors of `chogori.data.preparation`; steps up to the last checkpoint
-    are kept in every case.
+    after the current step with a checkpoint.
+
+    Raises RunError (folder busy or of another run), CheckpointError, StorageError, NonFiniteError, ConfigError and the
+    errors of `chogori.data.prepare`; steps up to the last checkpoint are kept in every case.
     """
     folder = RunFolder(Path(config.out))
     with folder.lock():
@@ -120,6 +124,8 @@ class _Launch:
             torch.set_num_threads(config.threads)
         device = resolve_device(config.device)
         dtype = resolve_precision(config, device)
+        if device.type == "cpu":
+            keep_freed_memory()
         if dtype == torch.bfloat16 and not has_bfloat16_units(device):
             self._emit(Warned(message="precision is bfloat16, but this processor has no bfloat16 matrix instructions"))
 
@@ -138,6 +144,8 @@ class _Launch:
             model = K2Model(model_config, seed=config.seed)
         model = model.to(device)
         model.compute_dtype = dtype
+        if should_compile(config):
+            compile_blocks(model)
         optimizer = StepOptimizer(config.optim, model)
         loader = PackedLoader(
             data.train, batch_size=config.batch_size, sequence_length=config.sequence_length, seed=config.seed
@@ -164,8 +172,6 @@ class _Launch:
             step=start_step,
             tokens=0 if state is None else state.tokens,
         )
-        if should_compile(config, device, budget.last_step):
-            loop.use_compiled_loss()
         count = count_parameters(model_config)
         self._emit(
             RunStarted(
@@ -278,7 +284,7 @@ class _Launch:
         records = read_metrics(folder.metrics_file)
         step = max((int(str(record["step"])) for record in records), default=0)
         hint = (
-            f"all {step} steps were taken before; try: chogori sample {folder.path}, or choose another --out to train anew"
+            f"all {step} steps were taken before; try: chogori sample {folder.path}, or train anew with another --out"
         )
         self._emit(RunFinished(folder=folder.path, step=step, reason="completed", hint=hint))
         return RunResult(folder=folder, step=step, reason="completed", evaluation=_whole_evaluation(folder, step))

@@ -55,11 +55,6 @@ class TrainingLoop:
         self._peak_flop_per_s = peak_flop_per_s
         self._flops_per_token = flops_per_token(config.model, config.sequence_length)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._loss = model.loss
-
-    def use_compiled_loss(self) -> None:
-        """Run forward and backward through torch.compile from the next step on."""
-        self._loss = torch.compile(self.model.loss)
 
     def take_step(self, *, rate_multiplier: float, elapsed_s: float) -> StepMetrics:
         """Train on the next `gradient_accumulation` micro-batches and update once.
@@ -125,7 +120,7 @@ class TrainingLoop:
             # Divided by the targets of the whole step, not of the micro-batch: the sum of gradients is then that of
             # one batch with all rows, however unevenly documents fill them.
             try:
-                loss = self._loss(
+                loss = self.model.loss(
                     batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT, normaliser=float(num_targets)
                 )
             except NonFiniteError as error:  # from the observation of attention logits
@@ -145,7 +140,9 @@ class TrainingLoop:
             torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if limit is None else limit, foreach=True)
         )
         if not math.isfinite(norm):
-            where = first_bad_gradient(self.model) or "every single gradient is finite, but their norm overflows float32"
+            where = (
+                first_bad_gradient(self.model) or "every single gradient is finite, but their norm overflows float32"
+            )
             raise NonFiniteError(self._advice(f"the gradient norm of step {self.step + 1} is {norm}: {where}"))
         return norm
 

@@ -70,14 +70,3 @@ def measure_matrix_peak(dtype: torch.dtype, device: torch.device, *, size: int =
         if best_s > budget_s:
             break
     return 2 * size**3 / best_s
-
-
-COMPILE_REPAYS_STEPS = {"cpu": 150, "cuda": 200}
-"""Steps after which torch.compile has won back its first-call cost (placeholder, to be measured)."""
-
-
-def should_compile(config: TrainConfig, device: torch.device, num_steps: int) -> bool:
-    """Whether to run the model through torch.compile."""
-    if config.compile == "auto":
-        return num_steps >= COMPILE_REPAYS_STEPS[device.type]
-    return config.compile == "always"

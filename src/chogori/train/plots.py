@@ -18,7 +18,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -57,7 +58,7 @@ class Palette:
     """A further comparison."""
 
 
-LIGHT = Palette(ink="#24292f", muted="#8c959f", grid="#d8dee4", first="#0b69c7", second="#c2410c", third="#15803d")
+LIGHT = Palette(ink="#24292f", muted="#656d76", grid="#d8dee4", first="#0b69c7", second="#c2410c", third="#15803d")
 DARK = Palette(ink="#e6edf3", muted="#8b949e", grid="#343b44", first="#58a6ff", second="#ff9a57", third="#56d364")
 # Stand-ins that the report replaces by CSS variables; each occurs nowhere else.
 _STAND_INS = Palette(ink="#010203", muted="#010204", grid="#010205", first="#010206", second="#010207", third="#010208")
@@ -68,7 +69,7 @@ _WIDTH, _HEIGHT = 6.4, 3.3
 Painter = Callable[[Figure, PlotData, Palette], None]
 
 
-# ---- the plots ----------------------------------------------------------------------------------------------------------
+# ---- the plots ------------------------------------------------------------------------------------------------------
 
 
 def _loss(figure: Figure, data: PlotData, palette: Palette) -> None:
@@ -108,7 +109,7 @@ def _heldout(figure: Figure, data: PlotData, palette: Palette) -> None:
             (0, bits),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            # At the left, where the curve is still high; the lower line is named below, so that close ones do not touch.
+            # At the left, where the curve is still high; the lower line is named below it, so that names do not touch.
             xytext=(5, -12 if bits == lowest else 4),
             color=colour,
             fontsize=9,
@@ -190,7 +191,7 @@ def _expert_load(figure: Figure, data: PlotData, palette: Palette) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.ax.tick_params(colors=palette.ink, labelsize=8.5, length=0)
     _set_visible_spines(bar.ax, ())
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    bar.outline.set_visible(False)
 
 
 def _learning_rate(figure: Figure, data: PlotData, palette: Palette) -> None:
@@ -198,7 +199,9 @@ def _learning_rate(figure: Figure, data: PlotData, palette: Palette) -> None:
     steps, rate = _column(data, lambda m: m.learning_rate)
     axes.plot(steps, rate, color=palette.first)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-"))
+    )
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, prune="lower"))
 
 
@@ -213,9 +216,14 @@ def _speed(figure: Figure, data: PlotData, palette: Palette) -> None:
     if len(shares) and shares[-1] > 0:
         # One axis is the other times a constant (FLOPs per token over the peak), so both read the same curve.
         per_kilotoken = float(np.median(shares / np.maximum(speed, 1e-12)))
-        right = axes.secondary_yaxis(
-            "right", functions=(lambda v: v * per_kilotoken * 100, lambda v: v / per_kilotoken / 100)
-        )
+
+        def forward(kilotokens: Any) -> Any:
+            return kilotokens * per_kilotoken * 100
+
+        def backward(percent: Any) -> Any:
+            return percent / per_kilotoken / 100
+
+        right = axes.secondary_yaxis("right", functions=(forward, backward))
         right.set_ylabel("% of matrix peak", color=palette.ink, fontsize=9)
         right.tick_params(colors=palette.ink, labelsize=8.5, length=0)
         _set_visible_spines(right, ())
@@ -245,7 +253,7 @@ PLOTS: dict[str, Painter] = {
 """Plots by file name, in the order of the report."""
 
 
-# ---- rendering ----------------------------------------------------------------------------------------------------------
+# ---- rendering ------------------------------------------------------------------------------------------------------
 
 
 def write_plots(data: PlotData, folder: Path) -> dict[str, str]:
@@ -299,7 +307,7 @@ def theme_css() -> str:
 
 
 def _render(name: str, data: PlotData, palette: Palette, canvas: type[Any], *, background: str) -> bytes:
-    settings = {
+    settings: dict[Any, Any] = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
         "font.size": 9.5,
@@ -319,7 +327,7 @@ def _render(name: str, data: PlotData, palette: Palette, canvas: type[Any], *, b
     return buffer.getvalue()
 
 
-# ---- shared strokes -----------------------------------------------------------------------------------------------------
+# ---- shared strokes -------------------------------------------------------------------------------------------------
 
 
 def _axes(figure: Figure, palette: Palette, title: str, unit: str) -> Axes:
@@ -402,8 +410,8 @@ def _name_layers(figure: Figure, axes: Axes, num_layers: int, palette: Palette) 
         for text in legend.get_texts():
             text.set_color(palette.ink)
     elif num_layers > 6:
-        mappable = mpl.cm.ScalarMappable(cmap=_LAYER_COLOURS, norm=mpl.colors.Normalize(0, num_layers - 1))
+        mappable = ScalarMappable(cmap=_LAYER_COLOURS, norm=Normalize(0, num_layers - 1))
         bar = figure.colorbar(mappable, ax=axes, fraction=0.03, pad=0.02)
         bar.set_label("layer", color=palette.ink, fontsize=9)
         bar.ax.tick_params(colors=palette.ink, labelsize=8.5, length=0)
-        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        bar.outline.set_visible(False)

@@ -54,7 +54,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop_live()
 
     def __call__(self, event: Event) -> None:
@@ -75,7 +77,9 @@ class Progress:
                     self._print(f"saved {event.folder} ({event.num_bytes / 1e6:.1f} MB in {event.seconds:.1f} s)")
             case DecayDecided():
                 self._total_steps = event.last_step
-                self._print(f"time is running out: the learning rate falls from here to the last step, {event.last_step}")
+                self._print(
+                    f"time is running out: the learning rate falls from here to the last step, {event.last_step}"
+                )
             case Warned():
                 self._print(Text(f"warning: {event.message}", style="yellow"))
             case SampleDrawn():
@@ -98,11 +102,16 @@ class Progress:
 
     def _start(self, event: RunStarted) -> None:
         self._started, self._total_steps = event, event.total_steps
-        verb = f"continuing {event.folder} after step {event.start_step}" if event.start_step else f"training into {event.folder}"
+        verb = (
+            f"continuing {event.folder} after step {event.start_step}"
+            if event.start_step
+            else f"training into {event.folder}"
+        )
         peak = f", matrix peak {event.peak_flop_per_s / 1e9:,.0f} GFLOP/s" if event.peak_flop_per_s else ""
         self._print(
-            f"{verb}: {event.num_parameters / 1e6:,.2f} M parameters ({event.num_active_parameters / 1e6:,.2f} M active), "
-            f"{event.total_steps} steps of {event.tokens_per_step:,} tokens, {event.compute}{peak}"
+            f"{verb}: {event.num_parameters / 1e6:,.2f} M parameters "
+            f"({event.num_active_parameters / 1e6:,.2f} M active), {event.total_steps} steps of "
+            f"{event.tokens_per_step:,} tokens, {event.compute}{peak}"
         )
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=False)
@@ -173,11 +182,11 @@ class Progress:
         rows.append(("gradient norm", f"{metrics.grad_norm:.3f}"))
         if metrics.hottest_expert is not None and metrics.coldest_expert is not None:
             hot, cold = metrics.hottest_expert, metrics.coldest_expert
-            worst = max(metrics.load_violation)
+            balance = f"max/mean {1 + max(metrics.load_violation):.2f}"
             rows.append(
                 (
                     "experts",
-                    f"hottest {hot[1]} of sparse layer {hot[0]}, coldest {cold[1]} of {cold[0]}, max/mean {1 + worst:.2f}",
+                    f"hottest {hot[1]} of sparse layer {hot[0]}, coldest {cold[1]} of {cold[0]}, {balance}",
                 )
             )
         rows.append(("learning rate", f"{metrics.learning_rate:.2e}"))

@@ -24,8 +24,8 @@ _CAPTIONS = {
     "loss": "Mean negative log-likelihood of each step's tokens; the line is a moving average.",
     "heldout": "Text the model never trained on. Dots read its beginning, the diamond all of it; dashed lines are "
     "general compressors on the same files.",
-    "max_logits": "QK-Clip scales a head down once its largest logit passes τ. Where no head comes near, the values are "
-    "upper bounds from the log-sum-exp.",
+    "max_logits": "QK-Clip scales a head down once its largest logit passes τ. Where no head comes near, the values "
+    "are upper bounds from the log-sum-exp.",
     "expert_balance": "1 is perfect balance. The router's bias pulls every layer towards it without an auxiliary loss.",
     "expert_load": "Red experts see more tokens than the mean of their layer, blue ones fewer.",
     "grad_norm": "All parameters together.",
@@ -54,7 +54,8 @@ def load_plot_data(folder: RunFolder, config: TrainConfig, manifest: Manifest | 
 def write_report(folder: RunFolder) -> Path:
     """Draw the plots into `plots/` and write `report.html`; returns its path.
 
-    Raises ShardError when the manifest of the text is damaged, RunError when the folder is not a run, StorageError when it cannot be written.
+    Raises RunError when the folder is not a run, ShardError when the manifest of its text is damaged, StorageError when
+    the report cannot be written.
     """
     config = folder.load_config()
     manifest = Manifest.read(folder.data_folder(config))
@@ -65,7 +66,7 @@ def write_report(folder: RunFolder) -> Path:
     return folder.report_file
 
 
-# ---- the page -----------------------------------------------------------------------------------------------------------
+# ---- the page -------------------------------------------------------------------------------------------------------
 
 
 def _page(
@@ -189,7 +190,8 @@ def _samples(folder: RunFolder) -> str:
     blocks = "".join(
         f"<pre><b>{html.escape(sample['prompt'])}</b>{html.escape(sample['text'])}</pre>" for sample in samples
     )
-    return f'<section class="samples"><h2>What it writes</h2><p>The prompt is bold; nothing was selected.</p>{blocks}</section>'
+    heading = "<h2>What it writes</h2><p>The prompt is bold; nothing was selected.</p>"
+    return f'<section class="samples">{heading}{blocks}</section>'
 
 
 def _text_tables(manifest: Manifest | None) -> str:

@@ -1,14 +1,14 @@
 """A run is a folder: what was asked, where it ran, what was measured, and the weights. Loads no torch.
 
-    config.json        the config as resolved; `load_config` gives back an equal TrainConfig
-    environment.json   one entry per launch: revision, versions, processor, measured peak
-    metrics.jsonl      one line per step and per evaluation, each step once
-    budget.json        only under a time limit: the last step, once decided
-    data/              prepared text (unless `data_folder` says otherwise)
-    tokenizer/         loads in transformers
-    checkpoints/       step-0000100/ …, each a Hugging Face model folder with the training state beside
-    model/             the finished model with its tokenizer; its presence says that the run is complete
-    samples.json, evaluation.json, plots/, report.html
+config.json        the config as resolved; `load_config` gives back an equal TrainConfig
+environment.json   one entry per launch: revision, versions, processor, measured peak
+metrics.jsonl      one line per step and per evaluation, each step once
+budget.json        only under a time limit: the last step, once decided
+data/              prepared text (unless `data_folder` says otherwise)
+tokenizer/         loads in transformers
+checkpoints/       step-0000100/ …, each a Hugging Face model folder with the training state beside
+model/             the finished model with its tokenizer; its presence says that the run is complete
+samples.json, evaluation.json, plots/, report.html
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class RunFolder:
             return from_json(TrainConfig, json.loads(self.config_file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:  # ConfigError is a ValueError, and so is damaged JSON
             what = str(error) if isinstance(error, ConfigError) else f"not a config: {error}"
-            raise RunError(f"{self.config_file} is not the config of a training run of this version ({what})") from error
+            raise RunError(
+                f"{self.config_file} is not the config of a training run of this version ({what})"
+            ) from error
 
     def start(self, config: TrainConfig) -> list[str]:
         """Write the config of a new run, or check that `config` continues the run that is here.
@@ -188,7 +190,9 @@ class RunLock:
         self._file = file
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -226,7 +230,9 @@ def _git_revision() -> str | None:
     )
     try:
         _, commit, changes = (
-            subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+            subprocess.run(
+                command, cwd=here.parent, capture_output=True, text=True, check=True, timeout=5
+            ).stdout.strip()
             for command in commands
         )
     except (OSError, subprocess.SubprocessError):

@@ -53,9 +53,7 @@ def open_run(path: Path) -> SavedRun:
     model = K2Model.from_pretrained(source, dtype=torch.float32).to(device).eval()
     model.compute_dtype = resolve_precision(config, device)
     tokenizer = Tokenizer.load(folder.tokenizer)
-    return SavedRun(
-        folder=folder, config=config, model=model, tokenizer=tokenizer, source=source, remarks=remarks
-    )
+    return SavedRun(folder=folder, config=config, model=model, tokenizer=tokenizer, source=source, remarks=remarks)
 
 
 def evaluate_run(path: Path, *, max_bytes: int | None = None) -> Evaluation:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from chogori.errors import StorageError
@@ -16,7 +16,7 @@ _UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextlib.contextmanager
-def disk_errors(action: str) -> Iterator[None]:
+def disk_errors(action: str) -> Generator[None]:
     """Turn "no space left" and "not writable" of the enclosed block into StorageError; `action` completes "cannot …".
 
     Writers in native code (torch.save, safetensors) report a full disk as their own exception types with the system's

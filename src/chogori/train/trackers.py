@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Protocol
 
 from chogori.errors import ConfigError
@@ -23,7 +23,7 @@ class _Tracker(Protocol):
 
 
 @contextlib.contextmanager
-def open_trackers(config: TrainConfig, folder: RunFolder) -> Iterator[list[Listener]]:
+def open_trackers(config: TrainConfig, folder: RunFolder) -> Generator[list[Listener]]:
     """The trackers that `config` asks for, closed at the end.
 
     Raises ConfigError when a tracker's package is not installed.
@@ -121,7 +121,6 @@ def _wandb_id(folder: RunFolder) -> str:
     file = folder.path / ".wandb_id"
     if file.exists():
         return file.read_text(encoding="utf-8").strip()
-    import secrets
 
     identity = secrets.token_hex(8)
     file.write_text(identity + "\n", encoding="utf-8")
