@@ -139,8 +139,10 @@ class QKClip:
         report: list[LayerClip] = []
         for layer, logits in zip(self.layers, measured, strict=True):
             top_H = logits.top_H
-            gamma_H = (threshold / top_H.clamp(min=threshold)).clamp(max=1.0)
-            if bool((gamma_H < 1).any()):
+            gamma_H = torch.ones_like(top_H)
+            hot_H = top_H > threshold
+            gamma_H[hot_H] = threshold / top_H[hot_H]
+            if bool(hot_H.any()):
                 if self.config.form == "layer":
                     eta = float(gamma_H.min())
                     gamma_H = torch.full_like(gamma_H, eta)
