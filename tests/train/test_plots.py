@@ -10,7 +10,8 @@ from matplotlib import image
 
 from chogori.errors import StorageError
 from chogori.train.metrics import Evaluation, StepMetrics, StepTiming
-from chogori.train.plots import DARK, LIGHT, PLOTS, PlotData, theme_css, themed_svg, write_plots
+from chogori.train.plot_style import DARK, LIGHT, theme_css
+from chogori.train.plots import PLOTS, PlotData, themed_svg, write_plots
 
 
 def plot_data(num_steps: int, *, num_layers: int = 3, sparse: bool = True, attention: bool = True) -> PlotData:

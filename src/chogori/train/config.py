@@ -83,7 +83,7 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; None leaves the choice to torch. Another number gives other last bits."""
     seed: int = 0
-    """Of the weights and of the order of documents."""
+    """Of the initial weights; `data.seed` orders the documents."""
 
     eval_interval: int = 100
     """Steps between evaluations on held-out text; the end of the run is always evaluated."""

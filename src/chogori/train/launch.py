@@ -148,7 +148,7 @@ class _Launch:
             compile_blocks(model)
         optimizer = StepOptimizer(config.optim, model)
         loader = PackedLoader(
-            data.train, batch_size=config.batch_size, sequence_length=config.sequence_length, seed=config.seed
+            data.train, batch_size=config.batch_size, sequence_length=config.sequence_length, seed=config.data.seed
         )
         torch.manual_seed(config.seed)
         if state is not None:
@@ -188,7 +188,7 @@ class _Launch:
                 compressors=compressors(data.manifest),
             )
         )
-        with MetricsFile(folder.metrics_file, keep_steps=start_step) as metrics:
+        with loader, MetricsFile(folder.metrics_file, keep_steps=start_step) as metrics:
             elapsed_s = self._train(loop, data, budget, metrics, 0.0 if state is None else state.elapsed_s)
             if loop.step < budget.last_step:
                 return self._interrupted(loop.step)

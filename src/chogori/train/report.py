@@ -16,7 +16,8 @@ from chogori.model.accounting import count_parameters, flops_per_token
 from chogori.train.config import TrainConfig
 from chogori.train.config_json import to_json
 from chogori.train.metrics import Evaluation, StepMetrics, evaluation, read_metrics, step_metrics
-from chogori.train.plots import PlotData, theme_css, write_plots
+from chogori.train.plot_style import theme_css
+from chogori.train.plots import PlotData, write_plots
 from chogori.train.run_folder import RunFolder
 from chogori.train.storage import disk_errors, write_text_atomically
 
