@@ -297,7 +297,8 @@ def test_logits_that_are_no_numbers_leave_the_weights() -> None:
     with torch.no_grad():
         cast(Any, model).model.layers[1].self_attn.k_proj.weight[0, 0] = math.nan
     before["model.layers.1.self_attn.k_proj.weight"][0, 0] = math.nan
-    loss_of(model, random_tokens(1, 4))
+    # Long enough rows: PyTorch's CPU kernel takes short ones that are all NaN for fully masked, and returns zeros.
+    loss_of(model, random_tokens(1, 40))
     with pytest.raises(NonFiniteError, match=r"model\.layers\.1\.self_attn, head 0, is NaN or infinite"):
         optimizer.step()
     for name, weight in weights_of(model).items():
