@@ -82,7 +82,7 @@ def deepseek_v3(
             n_group=1,
             topk_group=1,
             attention_bias=bias,
-            experts_implementation="eager",  # grouped products take no float64
+            experts_implementation="eager",  # grouped products take no float64  # pyright: ignore[reportCallIssue]
         )
     )
     for name, parameter in model.named_parameters():

@@ -158,7 +158,7 @@ def test_a_learning_rate_of_zero_moves_no_weight(dtype: str) -> None:
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), capacity=st.integers(1, 12))
 def test_a_chunk_never_exceeds_the_bound(sizes: list[int], capacity: int) -> None:
-    from chogori.optim.muon import _chunks  # pyright: ignore[reportPrivateUsage]
+    from chogori.optim.muon import _chunks
 
     entries = [Matrices(*(torch.full((size, 1, 1), float(index)),) * 3) for index, size in enumerate(sizes)]
     chunks = list(_chunks(entries, capacity))

@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from chogori.optim import MuonClip, NewtonSchulzConfig
 from tests.optim import small_models

@@ -111,10 +111,8 @@ class NormedAttention:
 
 
 def _rows(projection: nn.Linear, factor_R: Tensor) -> list[RowFactors]:
-    factors = [RowFactors(projection.weight, factor_R)]
-    if cast("nn.Parameter | None", projection.bias) is not None:
-        factors.append(RowFactors(projection.bias, factor_R))
-    return factors
+    parameters = projection.parameters(recurse=False)  # the weight, and the bias where there is one
+    return [RowFactors(parameter, factor_R) for parameter in parameters]
 
 
 def find_attention(model: nn.Module) -> list[tuple[nn.Module, ClippableAttention]]:

@@ -144,7 +144,9 @@ class MuonClip(torch.optim.Optimizer):
         if "lr" in group:
             check_learning_rate("optim.lr of a parameter group", float(group["lr"]))
         params = group["params"]
-        params = [params] if isinstance(params, Tensor) else list(params)
+        params = cast(
+            "list[nn.Parameter | tuple[str, nn.Parameter]]", [params] if isinstance(params, Tensor) else list(params)
+        )
         layout = MatrixLayout(row_splits=tuple(group.get("row_splits") or ()))
         for index, item in enumerate(params):
             name, parameter = item if isinstance(item, tuple) else (f"group parameter {index}", item)

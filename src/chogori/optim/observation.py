@@ -12,13 +12,17 @@ R chosen rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from chogori.errors import ConfigError, NonFiniteError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MARGIN = 1e-3
 """Heads are recomputed from (1 − MARGIN)·τ on; rounding in a kernel's log-sum-exp is far smaller."""
@@ -59,6 +63,11 @@ class LayerLogits:
         return torch.where(self.maximum_H > -math.inf, self.maximum_H, self.bound_H)
 
 
+def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep torch.compile out of what holds references and tells micro-batches apart."""
+    return cast("Callable[P, R]", torch.compiler.disable(function))
+
+
 class LayerObserver:
     """What an attention layer calls in a training forward, with the queries and keys of its logits."""
 
@@ -68,7 +77,7 @@ class LayerObserver:
         self._monitor = monitor
         self.pending: _Pending | None = None
 
-    @torch.compiler.disable  # Keeps references and reads the clock of micro-batches: no part of a graph.
+    @_outside_graphs
     def __call__(
         self,
         q_BHTd: Tensor,
@@ -107,7 +116,7 @@ class LayerObserver:
             causal,
         )
 
-    @torch.compiler.disable
+    @_outside_graphs
     def report_maximum(self, max_BHT: Tensor) -> None:
         """Report exact row maxima of the scaled logits, from a kernel that returns them (flex_attention on GPU)."""
         if _in_backward():

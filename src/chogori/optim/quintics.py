@@ -33,7 +33,7 @@ def nearest_quintic(lower: float, upper: float) -> Quintic:
         return 1.875 / upper, -1.25 / upper**3, 0.375 / upper**5
     nodes = np.array([lower, (3 * lower + upper) / 4, (lower + 3 * upper) / 4, upper])
     signs = np.array([1.0, -1.0, 1.0, -1.0])
-    last_error = math.inf
+    a = b = c = last_error = math.inf
     for _ in range(100):
         a, b, c, error = np.linalg.solve(np.stack([nodes, nodes**3, nodes**5, signs], axis=1), np.ones(4)).tolist()
         # p'(x) = a + 3b·x² + 5c·x⁴ = 0 is quadratic in x².
