@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from chogori.model import K2Config, K2Model
-from chogori.model.expert_kernels import grouped_experts, routed_experts
+from chogori.model.expert_kernels import grouped_experts, routed_experts, visited_experts
 from chogori.model.moe import MixtureOfExperts, Router, Routing, sequence_balance_loss
 
 MakeModel = Callable[..., K2Model]
@@ -103,6 +103,18 @@ def test_experts_equal_a_loop_over_tokens(small: K2Config, kernel: Callable[...,
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     for name, grad in expected_grads.items():
         torch.testing.assert_close(our_grads[name], grad, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: name + text)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_tokens", [1, 2, 9])
+def test_reading_only_visited_experts_changes_nothing(small: K2Config, num_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    gate_EFD, up_EFD = (torch.randn(8, 16, 32, generator=generator) / 6 for _ in range(2))
+    down_EDF = torch.randn(8, 32, 16, generator=generator) / 4
+    x_TD = inputs(small, num_tokens)
+    routing = make_router(small)(x_TD)
+    ours = visited_experts(x_TD, routing.experts_TK, routing.weights_TK, gate_EFD, up_EFD, down_EDF)
+    torch.testing.assert_close(ours, by_tokens(x_TD, routing, gate_EFD, up_EFD, down_EDF), atol=1e-5, rtol=1e-5)
 
 
 def test_the_shared_experts_see_every_token(small: K2Config) -> None:

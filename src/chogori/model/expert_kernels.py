@@ -24,13 +24,29 @@ tokens per expert change in every step (measured, LOG 2026-11-23)."""
 def routed_experts(
     x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor
 ) -> Tensor:
-    """Σ_k weight_k · expert_k(x) for every token, [T, D] in x's type.
+    """Σ_k weight_k · expert_k(x) for every token, [T, D] in x's type, differentiable.
 
     Weights are float32 [T, K]; experts int64 [T, K]; an expert is down(silu(gate x) · up x).
     """
     if x_TD.device.type == "cpu":
         return cast(Tensor, _LoopedExperts.apply(x_TD, experts_TK, weights_TK, gate_up_EXD, down_EDF))
     return grouped_experts(x_TD, experts_TK, weights_TK, gate_up_EXD, down_EDF)
+
+
+@torch.no_grad()
+def visited_experts(
+    x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """The same for a few tokens without gradients: only the weights of the experts they visit are read."""
+    out_TD = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
+    for expert in experts_TK.unique().tolist():
+        token_X, place_X = (experts_TK == expert).nonzero(as_tuple=True)
+        x_XD = x_TD[token_X]
+        hidden_XF = functional.silu(functional.linear(x_XD, gate_EFD[expert].to(x_TD.dtype)))
+        hidden_XF = hidden_XF * functional.linear(x_XD, up_EFD[expert].to(x_TD.dtype))
+        y_XD = functional.linear(hidden_XF, down_EDF[expert].to(x_TD.dtype))
+        out_TD.index_add_(0, token_X, y_XD.float() * weights_TK[token_X, place_X, None])
+    return out_TD.to(x_TD.dtype)
 
 
 def grouped_experts(

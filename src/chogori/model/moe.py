@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chogori.model.config import K2Config
-from chogori.model.expert_kernels import routed_experts
+from chogori.model.expert_kernels import routed_experts, visited_experts
 from chogori.model.layers import Linear
+
+FEW_PAIRS_PER_EXPERT = 4
+"""Without gradients and up to this many (token, expert) pairs per expert, only visited experts are read."""
 
 
 class FeedForward(nn.Module):
@@ -100,6 +103,15 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        num_pairs, num_experts = routing.experts_TK.numel(), self.gate_proj.shape[0]
+        if (
+            not torch.is_grad_enabled()
+            and x_TD.device.type == "cpu"
+            and num_pairs <= FEW_PAIRS_PER_EXPERT * num_experts
+        ):
+            return visited_experts(
+                x_TD, routing.experts_TK, routing.weights_TK, self.gate_proj, self.up_proj, self.down_proj
+            )
         gate_up_EXD = torch.cat([self.gate_proj.to(x_TD.dtype), self.up_proj.to(x_TD.dtype)], dim=1)
         down_EDF = self.down_proj.to(x_TD.dtype)
         return routed_experts(x_TD, routing.experts_TK, routing.weights_TK, gate_up_EXD, down_EDF)
