@@ -1,6 +1,7 @@
 """What `chogori train` makes of its arguments, and real runs of the tiny recipe through the real program."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -127,9 +128,13 @@ def test_plan_of_kimi_k2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert rows["steps"] == "230,968 of 67,108,864 tokens"
     assert rows["tokens"] == "15.5 T all steps"
     assert rows["matrix peak"].startswith("1 TFLOP/s measured")
-    # 205 GFLOP a token over a tenth of the peak.
-    share = plan.ASSUMED_UTILISATION["cpu"]
-    assert rows["expected"].endswith(f"assuming {share:.0%} of that peak")
+    # 3,185 Z over the assumed share of 1 TFLOP/s, in years of 31.6 M seconds.
+    assumed = re.search(r"assuming (\d+)% of that peak$", rows["expected"])
+    assert assumed is not None
+    share = int(assumed[1]) / 100
+    assert share in plan.ASSUMED_UTILISATION.values()
+    years = float(rows["expected"].split()[0].replace(",", ""))
+    assert years == pytest.approx(3.185e24 / (share * 1e12) / (365.25 * 86400), rel=1e-3)
 
 
 def test_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
