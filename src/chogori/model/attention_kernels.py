@@ -154,14 +154,16 @@ class _BlockedAttention(Function):
         lse_GT = torch.empty(batch * heads, length, dtype=torch.float32)
         scratch = _Scratch(q, min(BLOCK_ROWS, length) * length)
         for start, stop in _blocks(length):
-            k_seen, hidden = k[:, :stop].mT, _Hidden(start, stop, mask, heads)
-            logits = hidden.remove(scratch.product(q[:, start:stop, :qk_width], k_seen[:, :qk_width], scale))
+            # Contiguous once: a product copies a slice each time it is given one.
+            q_block, k_seen, v_seen = (x.contiguous() for x in (q[:, start:stop], k[:, :stop], v[:, :stop]))
+            hidden = _Hidden(start, stop, mask, heads)
+            logits = hidden.remove(scratch.product(q_block, k_seen.mT, scale))
             # The maximum of rounded logits is near enough to the true one; what it is rounded to cancels exactly.
             shift_GR = (logits.amax(-1).float() / scale).to(q.dtype)
-            q[:, start:stop, qk_width] = -shift_GR
-            weights = hidden.remove(scratch.product(q[:, start:stop], k_seen, scale)).exp_()
+            q_block[..., qk_width] = -shift_GR
+            weights = hidden.remove(scratch.product(q_block, k_seen.mT, scale)).exp_()
             total_GR = weights.sum(-1, dtype=torch.float32)
-            mixed = torch.bmm(weights, v[:, :stop, :v_width])
+            mixed = torch.bmm(weights, v_seen)[..., :v_width]
             out_GTV[:, start:stop] = mixed.float().div_(total_GR.unsqueeze(-1))
             lse_GT[:, start:stop] = total_GR.log_().add_(shift_GR.float(), alpha=scale)
         _write_pair(q[..., qk_width:], lse_GT / -scale)
@@ -189,24 +191,26 @@ class _BlockedAttention(Function):
         _write_pair(do[..., v_width:], -(do[..., :v_width].float() * out_GTV).sum(-1))
 
         dq = torch.empty_like(q[..., :qk_width])
-        # Keys and values are summed over blocks in float32, and transposed, which makes their products faster.
-        dk_GQT = torch.zeros(k.shape[0], qk_width, length, dtype=torch.float32)
-        dv_GVT = torch.zeros(v.shape[0], v_width, length, dtype=torch.float32)
+        # Keys and values are summed over blocks in float32, and transposed, which makes their products faster. The
+        # extra columns go along, since leaving them out would copy what the products read; they are dropped below.
+        dk_GQT = torch.zeros(k.shape[0], k.shape[2], length, dtype=torch.float32)
+        dv_GVT = torch.zeros(v.shape[0], v.shape[2], length, dtype=torch.float32)
         scratch, scratch_grad = (_Scratch(q, min(BLOCK_ROWS, length) * length) for _ in range(2))
         for start, stop in _blocks(length):
-            hidden = _Hidden(start, stop, mask, heads)
-            weights = hidden.remove(scratch.product(q[:, start:stop], k[:, :stop].mT, scale)).exp_()
-            dlogits = scratch_grad.product(do[:, start:stop], v[:, :stop].mT, 1.0).mul_(weights)
-            dv_GVT[..., :stop] += torch.bmm(do[:, start:stop, :v_width].mT, weights)
-            dk_GQT[..., :stop] += torch.bmm(q[:, start:stop, :qk_width].mT, dlogits)
-            dq[:, start:stop] = torch.bmm(dlogits, k[:, :stop, :qk_width])
+            q_block, k_seen, v_seen = (x.contiguous() for x in (q[:, start:stop], k[:, :stop], v[:, :stop]))
+            do_block, hidden = do[:, start:stop].contiguous(), _Hidden(start, stop, mask, heads)
+            weights = hidden.remove(scratch.product(q_block, k_seen.mT, scale)).exp_()
+            dlogits = scratch_grad.product(do_block, v_seen.mT, 1.0).mul_(weights)
+            dv_GVT[..., :stop] += torch.bmm(do_block.mT, weights)
+            dk_GQT[..., :stop] += torch.bmm(q_block.mT, dlogits)
+            dq[:, start:stop] = torch.bmm(dlogits, k_seen)[..., :qk_width]
 
         dq_BTHQ = dq.mul_(scale).unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
         dq_BTHQ[..., nope:] = rotate(dq_BTHQ[..., nope:], rotary, inverse=True)
-        dk_BTHQ = dk_GQT.mul_(scale).unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
+        dk_BTHQ = dk_GQT[:, :qk_width].mul_(scale).unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
         dkv_BTHX = q.new_empty(batch, length, heads, nope + v_width)
         dkv_BTHX[..., :nope] = dk_BTHQ[..., :nope]
-        dkv_BTHX[..., nope:] = dv_GVT.unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
+        dkv_BTHX[..., nope:] = dv_GVT[:, :v_width].unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
         dk_rope_BTR = rotate(dk_BTHQ[..., nope:].sum(2, keepdim=True), rotary, inverse=True).squeeze(2)
         return dq_BTHQ, dkv_BTHX, dk_rope_BTR.to(q.dtype), None, None, None
 
