@@ -43,7 +43,6 @@ class Progress:
         self._live: Live | None = None
         self._started: RunStarted | None = None
         self._total_steps = 0
-        self._latest: StepMetrics | None = None
         self._evaluation: Evaluation | None = None
         self._saved_step: int | None = None
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
@@ -118,7 +117,6 @@ class Progress:
             self._live.start()
 
     def _step(self, metrics: StepMetrics) -> None:
-        self._latest = metrics
         self._recent_s.append(metrics.timing.seconds)
         self._losses.append(metrics.loss)
         if self._live is not None:
