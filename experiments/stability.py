@@ -3,7 +3,7 @@
 Both runs differ in one field, `optim.optimizer`. Expected: without QK-Clip the largest attention logit passes 1,000 or
 the loss diverges; with it every logit stays at the threshold and the loss falls without a spike.
 
-    python experiments/stability.py [--steps 240] [--lr 0.05]
+    python experiments/stability.py [--steps 160] [--lr 0.05]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def draw(curves: dict[str, dict[str, list[float]]], threshold: float, path: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments")
     arguments = parser.parse_args()

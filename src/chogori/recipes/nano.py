@@ -25,4 +25,6 @@ def nano() -> TrainConfig:
         time_limit_s=7.5 * 60,
         eval_interval=100,
         checkpoint_interval=50,
+        # K2's 0.001 balances over tens of thousands of steps; a few hundred need more (LOG 2026-11-23).
+        router_bias_rate=0.01,
     )
