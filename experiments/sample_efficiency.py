@@ -21,13 +21,15 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
+from drawing import ROOT, legend, panels, save
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "experiments" / "results" / "sample_efficiency.json"
-PLOT = ROOT / "docs" / "images" / "sample_efficiency.png"
+from chogori.train.plot_style import LIGHT
+
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
 TOKENS_PER_STEP = 8 * 512
@@ -42,6 +44,19 @@ class Run:
 
     def folder(self, runs: Path) -> Path:
         return runs / f"{self.optimizer}-lr{self.lr:g}-steps{self.steps}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    learning_rates: dict[str, float]
+    tuning_steps: int
+    tuning_bits_per_byte: dict[str, float]
+    adamw_steps: int
+    adamw_bits_per_byte: list[float]
+    muonclip_bits_per_byte: dict[int, list[float]]
+    """Steps of the shortened recipe to the held-out loss of each seed."""
+    muonclip_steps_needed: list[int]
+    share_of_adamw_tokens: list[float]
 
 
 def bits_per_byte(run: Run, runs: Path) -> float:
@@ -68,7 +83,7 @@ def evaluate(wanted: Sequence[Run], runs: Path) -> dict[Run, float]:
 def crossing(steps: Sequence[int], losses: Sequence[float], goal: float) -> float:
     """Steps at which the loss, a straight line in log steps between and beyond the measured ones, meets the goal."""
     points = sorted(zip(steps, losses, strict=True))
-    pairs = list(zip(points, points[1:], strict=False))
+    pairs = list(pairwise(points))
     (s0, l0), (s1, l1) = next((pair for pair in pairs if pair[0][1] >= goal >= pair[1][1]), pairs[0])
     share = (l0 - goal) / (l0 - l1)
     return math.exp(math.log(s0) + share * (math.log(s1) - math.log(s0)))
@@ -101,46 +116,43 @@ def main() -> None:
         crossing(short, [muonclip[Run("muonclip", best["muonclip"], count, seed)] for count in short], goal)
         for seed in SEEDS
     ]
-    result = {
-        "tokens_per_step": TOKENS_PER_STEP,
-        "learning_rates": best,
-        "tuning": {f"{run.optimizer} {run.lr:g}": round(value, 4) for run, value in tuning.items()},
-        "adamw_steps": steps,
-        "adamw_bits_per_byte": [round(value, 4) for value in adamw.values()],
-        "muonclip_bits_per_byte": {
-            str(count): [round(value, 4) for run, value in muonclip.items() if run.steps == count] for count in short
+    result = Result(
+        learning_rates=best,
+        tuning_steps=tuning_steps,
+        tuning_bits_per_byte={f"{run.optimizer} {run.lr:g}": round(value, 4) for run, value in tuning.items()},
+        adamw_steps=steps,
+        adamw_bits_per_byte=[round(value, 4) for value in adamw.values()],
+        muonclip_bits_per_byte={
+            count: [round(value, 4) for run, value in muonclip.items() if run.steps == count] for count in short
         },
-        "muonclip_steps_needed": [round(value) for value in needed],
-        "share_of_adamw_tokens": [round(value / steps, 3) for value in needed],
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    draw(result, short, PLOT)
-    shares = result["share_of_adamw_tokens"]
-    print(f"MuonClip reaches AdamW's {goal:.4f} bits per byte with {statistics.mean(shares):.0%} of its tokens ({shares})")
+        muonclip_steps_needed=[round(value) for value in needed],
+        share_of_adamw_tokens=[round(value / steps, 3) for value in needed],
+    )
+    save("sample_efficiency", result, draw(result))
+    shares = result.share_of_adamw_tokens
+    print(
+        f"MuonClip reaches AdamW's {goal:.4f} bits per byte with {statistics.mean(shares):.0%} of its tokens: {shares}"
+    )
 
 
-def draw(result: dict[str, object], short: Sequence[int], path: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
-    adamw = result["adamw_bits_per_byte"]
-    muonclip = result["muonclip_bits_per_byte"]
-    steps = result["adamw_steps"]
-    assert isinstance(adamw, list) and isinstance(muonclip, dict) and isinstance(steps, int)
+def draw(result: Result) -> Figure:
+    figure, (axes,) = panels(1, [("Held-out loss, three seeds", "bits per byte", "training tokens, millions")])
     for seed in SEEDS:
-        values = [muonclip[str(count)][seed] for count in short]
-        axes.plot([count * TOKENS_PER_STEP / 1e6 for count in short], values, "o-", color="#1d4ed8", alpha=0.7)
-    axes.plot([steps * TOKENS_PER_STEP / 1e6] * len(adamw), adamw, "s", color="#c2410c", label="AdamW, whole recipe")
-    axes.plot([], [], "o-", color="#1d4ed8", label="MuonClip, shortened recipe")
-    axes.axhline(statistics.mean(adamw), color="#64748b", linestyle="--", linewidth=1)
-    axes.set(xlabel="training tokens, millions", title="Held-out loss, bits per byte (three seeds)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+        steps = list(result.muonclip_bits_per_byte)
+        values = [result.muonclip_bits_per_byte[count][seed] for count in steps]
+        label = "MuonClip, shortened recipe" if seed == SEEDS[0] else None
+        axes.plot([millions(count) for count in steps], values, "o-", color=LIGHT.first, alpha=0.75, label=label)
+    ends = [millions(result.adamw_steps)] * len(SEEDS)
+    axes.plot(ends, result.adamw_bits_per_byte, "s", color=LIGHT.second, label="AdamW, whole recipe")
+    axes.axhline(statistics.mean(result.adamw_bits_per_byte), color=LIGHT.muted, linestyle="--", linewidth=1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    legend(axes)
+    return figure
+
+
+def millions(steps: int) -> float:
+    return steps * TOKENS_PER_STEP / 1e6
 
 
 if __name__ == "__main__":
