@@ -17,8 +17,8 @@ import zstandard
 from chogori.chat import SAMPLES, Tokenizer, bytes_per_token
 from chogori.chat.bpe_ranks import write_tiktoken
 from chogori.data import PreparedData, ShardSet, open_prepared, prepare
-from chogori.data.atomic_files import storage_errors
 from chogori.data.spool import Spool
+from chogori.durable_files import disk_errors
 from chogori.errors import CorpusError, ShardError, StorageError, TokenizerError
 from tests.data.conftest import small_config
 
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(
             left -= 1
 
     monkeypatch.setattr(os, "fsync", fsync_on_a_full_disk)
-    with pytest.raises(StorageError, match=r"the disk is full: .* could not be written\. Free some space"):
+    with pytest.raises(StorageError, match=r"cannot write .*: the disk is full; free some space"):
         prepare(config, tmp_path)
     monkeypatch.undo()
     assert not (tmp_path / "manifest.json").exists()
@@ -251,11 +251,11 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(
 
 def test_a_full_disk_while_reading(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def append(self: Spool, document: Any) -> int:
-        with storage_errors(tmp_path / "documents.partial"):
+        with disk_errors("write documents.partial"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Spool, "append", append)
-    with pytest.raises(StorageError, match=r"documents\.partial could not be written"):
+    with pytest.raises(StorageError, match=r"cannot write documents\.partial"):
         prepare(small_config(text_folder), tmp_path)
     assert content_of(tmp_path) == {}
 

@@ -15,11 +15,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from chogori import durable_files
 from chogori.errors import CheckpointError, StorageError
 from chogori.model import weights_export
 from chogori.model.config import K2Config
 from chogori.model.transformer import K2Model
-from chogori.train import checkpoint, storage
+from chogori.train import checkpoint
 from chogori.train.checkpoint import (
     CheckpointStore,
     TrainerState,
@@ -191,7 +192,7 @@ def full(*arguments, **named):
         (checkpoint, "_write_checksums"),
         (checkpoint, "sync_tree"),
         (weights_export, "save_file"),
-        (storage.os, "fsync"),
+        (durable_files.os, "fsync"),
     ],
 )
 def test_a_disk_that_fills_up_at_any_point_leaves_older_checkpoints(store, model, monkeypatch, owner, name):
@@ -210,7 +211,7 @@ def test_too_little_room_is_noticed_before_writing(store, model, monkeypatch):
     store.save(model, state(1))
     before = hashes(store.folder)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(durable_files.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(
         StorageError, match=r"save the checkpoint of step 2 \(older .* intact\): it needs .* MB .* 0.0 MB left"
     ):

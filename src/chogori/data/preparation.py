@@ -22,7 +22,6 @@ import numpy as np
 from chogori.chat.language_samples import SAMPLES
 from chogori.chat.tokenizer import Tokenizer, bytes_per_token
 from chogori.data import manifest as manifests
-from chogori.data.atomic_files import PARTIAL_SUFFIX, exclusive, storage_errors, write_atomically
 from chogori.data.compression import xz_bits_per_byte, zstd_bits_per_byte
 from chogori.data.config import DataConfig
 from chogori.data.corpus import PASSED_OVER, Corpus
@@ -32,6 +31,7 @@ from chogori.data.manifest import Manifest, SplitCounts
 from chogori.data.shards import ShardSet, Tokens, token_dtype, write_shard
 from chogori.data.splitting import split_documents
 from chogori.data.spool import Spool
+from chogori.durable_files import PARTIAL_SUFFIX, disk_errors, exclusive, write_atomically
 from chogori.errors import CorpusError, ShardError
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -192,7 +192,7 @@ class _Preparation:
 
     def _clear(self) -> None:
         """Remove an older preparation, its manifest first, and what a killed one left."""
-        with storage_errors(self._folder):
+        with disk_errors(f"write {self._folder}"):
             (self._folder / manifests.FILE_NAME).unlink(missing_ok=True)
             for pattern in ("train-*.bin", "heldout-*.bin", f"*{PARTIAL_SUFFIX}", f"{TOKENIZER_FOLDER}/*"):
                 for path in self._folder.glob(pattern):
@@ -260,7 +260,7 @@ class _Preparation:
 
     def _write_tokenizer(self, tokenizer: Tokenizer) -> None:
         folder = self._folder / TOKENIZER_FOLDER
-        with storage_errors(folder):
+        with disk_errors(f"write {folder}"):
             folder.mkdir(exist_ok=True)
         for name, content in tokenizer.files().items():
             write_atomically(folder / name, [content])

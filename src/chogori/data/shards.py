@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from chogori.data.atomic_files import write_atomically
+from chogori.durable_files import write_atomically
 from chogori.errors import ShardError
 
 _MAGIC = b"CHOGORI1"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from chogori.data.atomic_files import storage_errors
 from chogori.data.document import Document
+from chogori.durable_files import disk_errors
 
 
 class Spool:
@@ -16,7 +16,7 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with storage_errors(path):
+        with disk_errors(f"write {path}"):
             self._file = path.open("w+b")
         self._starts = array("Q")
         self._sizes = array("Q")
@@ -47,7 +47,7 @@ class Spool:
     def append(self, document: Document) -> int:
         """Add a document and return its size in UTF-8 bytes. Raises StorageError when the disk is full."""
         content = document.text.encode()
-        with storage_errors(self._path):
+        with disk_errors(f"write {self._path}"):
             self._starts.append(self._file.seek(0, 2))
             self._file.write(content)
         self._sizes.append(len(content))
@@ -56,7 +56,7 @@ class Spool:
 
     def content(self, number: int) -> bytes:
         """UTF-8 bytes of a document."""
-        with storage_errors(self._path):
+        with disk_errors(f"write {self._path}"):
             self._file.seek(self._starts[number])
             return self._file.read(self._sizes[number])
 

@@ -14,9 +14,9 @@ import math
 from pathlib import Path
 from typing import cast
 
+from chogori.durable_files import write_text_atomically
 from chogori.errors import RunError
 from chogori.train.config import TrainConfig
-from chogori.train.storage import disk_errors, write_text_atomically
 
 # Decide a little early: the last steps, evaluation and checkpoint take their time too.
 _RESERVE = 0.03
@@ -62,8 +62,7 @@ class Budget:
         seconds_per_step = elapsed_s / step
         if elapsed_s + (decay + 1) * seconds_per_step < limit_s * (1 - _RESERVE):
             return False
-        with disk_errors(f"write {self._file}"):
-            write_text_atomically(self._file, json.dumps({"at_step": step, "last_step": last_step}) + "\n")
+        write_text_atomically(self._file, json.dumps({"at_step": step, "last_step": last_step}) + "\n")
         self.last_step, self._decided = last_step, True
         return True
 

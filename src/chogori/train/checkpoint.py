@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chogori.durable_files import disk_errors, require_space, sync_folder, sync_tree
 from chogori.errors import CheckpointError, WeightsError
 from chogori.model.config import K2Config
 from chogori.model.transformer import K2Model
-from chogori.train.storage import disk_errors, require_space, sync_folder, sync_tree
 
 STATE_FILE = "trainer_state.pt"
 CHECKSUM_FILE = "checksums.json"

@@ -15,6 +15,7 @@ import torch
 
 from chogori.data import PackedLoader, PreparedData, open_prepared, prepare
 from chogori.data.manifest import FILE_NAME as MANIFEST_FILE
+from chogori.durable_files import disk_errors, sync_folder, sync_tree
 from chogori.errors import ConfigError
 from chogori.model.accounting import count_parameters
 from chogori.model.config import K2Config
@@ -60,7 +61,6 @@ from chogori.train.rate import rate_multiplier
 from chogori.train.report import compressors, write_report
 from chogori.train.run_folder import RunFolder, describe_environment
 from chogori.train.sampling import Sampler
-from chogori.train.storage import disk_errors, sync_folder, sync_tree
 from chogori.train.trackers import open_trackers
 
 SAMPLE_TOKENS = 120

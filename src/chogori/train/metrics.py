@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
+from chogori.durable_files import disk_errors, write_text_atomically
 from chogori.errors import RunError
-from chogori.train.storage import disk_errors, write_text_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from chogori.durable_files import disk_errors
 from chogori.train.metrics import Evaluation, StepMetrics
 from chogori.train.plot_style import (
     LIGHT,
@@ -35,7 +36,6 @@ from chogori.train.plot_style import (
     set_visible_spines,
     smoothed,
 )
-from chogori.train.storage import disk_errors
 
 
 @dataclass(frozen=True, kw_only=True)

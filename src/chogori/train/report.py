@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from chogori.data import Manifest
+from chogori.durable_files import write_text_atomically
 from chogori.model.accounting import count_parameters, flops_per_token
 from chogori.train.config import TrainConfig
 from chogori.train.config_json import to_json
@@ -19,7 +20,6 @@ from chogori.train.metrics import Evaluation, StepMetrics, evaluation, read_metr
 from chogori.train.plot_style import theme_css
 from chogori.train.plots import PlotData, write_plots
 from chogori.train.run_folder import RunFolder
-from chogori.train.storage import disk_errors, write_text_atomically
 
 _CAPTIONS = {
     "loss": "Mean negative log-likelihood of each step's tokens; the line is a moving average.",
@@ -62,8 +62,7 @@ def write_report(folder: RunFolder) -> Path:
     manifest = Manifest.read(folder.data_folder(config))
     data = load_plot_data(folder, config, manifest)
     page = _page(folder, config, data, manifest, plots=write_plots(data, folder.plots))
-    with disk_errors(f"write {folder.report_file}"):
-        write_text_atomically(folder.report_file, page)
+    write_text_atomically(folder.report_file, page)
     return folder.report_file
 
 

@@ -26,10 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
 
+from chogori.durable_files import disk_errors, write_text_atomically
 from chogori.errors import ConfigError, RunError
 from chogori.train.config import RESUMABLE_CHANGES, TrainConfig
 from chogori.train.config_json import differing_fields, from_json, to_json
-from chogori.train.storage import disk_errors, write_text_atomically
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ class RunFolder:
         return remarks
 
     def _write_config(self, config: TrainConfig) -> None:
-        with disk_errors(f"write {self.config_file}"):
-            write_text_atomically(self.config_file, json.dumps(to_json(config), indent=2) + "\n")
+        write_text_atomically(self.config_file, json.dumps(to_json(config), indent=2) + "\n")
 
     def environments(self) -> list[dict[str, object]]:
         """One record per launch, oldest first."""
@@ -149,13 +148,11 @@ class RunFolder:
         return cast("list[dict[str, object]]", json.loads(self.environment_file.read_text(encoding="utf-8")))
 
     def add_environment(self, record: dict[str, object]) -> None:
-        with disk_errors(f"write {self.environment_file}"):
-            text = json.dumps([*self.environments(), record], indent=2) + "\n"
-            write_text_atomically(self.environment_file, text)
+        text = json.dumps([*self.environments(), record], indent=2) + "\n"
+        write_text_atomically(self.environment_file, text)
 
     def write_json(self, path: Path, value: object) -> None:
-        with disk_errors(f"write {path}"):
-            write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def lock(self) -> RunLock:
         """The right to train into this run; creates the folder. Use as a context manager."""

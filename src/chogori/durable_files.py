@@ -1,18 +1,25 @@
-"""Files that are either whole or absent, and disk errors that say what to do. Loads no torch."""
+"""Files that are either whole or absent, folders held against other processes, and disk errors that say what to do.
+
+Everything that must survive a crash is written by this module's rule: beside its place, forced to disk, then renamed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from chogori.errors import StorageError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+PARTIAL_SUFFIX = ".partial"
+Bytes = bytes | bytearray | memoryview
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 @contextlib.contextmanager
@@ -30,9 +37,7 @@ def disk_errors(action: str) -> Generator[None]:
         if error.errno in _FULL:
             raise StorageError(f"cannot {action}: the disk is full; free some space and start again") from error
         if error.errno in _UNWRITABLE:
-            raise StorageError(
-                f"cannot {action}: {error.strerror}; choose a folder you may write to with --out"
-            ) from error
+            raise StorageError(f"cannot {action}: {error.strerror}; choose a folder you may write to") from error
         raise
     except Exception as error:
         words = str(error)
@@ -51,15 +56,29 @@ def require_space(folder: Path, num_bytes: int, action: str) -> None:
         )
 
 
+def write_atomically(path: Path, content: Iterable[Bytes]) -> None:
+    """Replace `path` by the pieces of `content`; a reader, or a crash, sees the old file or the new, never a mixture.
+
+    Raises StorageError when the disk is full or read-only, and then leaves nothing behind.
+    """
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    with disk_errors(f"write {path}"):
+        try:
+            with partial.open("wb") as file:
+                for piece in content:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader, or a crash, sees the old content or the new, never a mixture."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    """`write_atomically` for text, as UTF-8."""
+    write_atomically(path, [text.encode("utf-8")])
 
 
 def sync_folder(folder: Path) -> None:
@@ -79,3 +98,16 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
     for path in [*(entry for entry in folder.rglob("*") if entry.is_dir()), folder]:
         sync_folder(path)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Generator[None]:
+    """Hold a folder against other processes that ask the same; the lock dies with its process, however it dies."""
+    with disk_errors(f"write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,8 @@
-"""A write that fails leaves what was there; a lock makes the second process wait."""
+"""A write that fails leaves what was there, and says what to do; a lock makes the second process wait."""
 
 import errno
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chogori.data.atomic_files import exclusive, storage_errors, write_atomically
+from chogori.durable_files import disk_errors, exclusive, require_space, write_atomically, write_text_atomically
 from chogori.errors import StorageError
 
 
@@ -55,7 +56,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, full_disk: type[FullDisk]
     full_disk.room = 3
     path.write_bytes(b"old")
     full_disk.room = room
-    with pytest.raises(StorageError, match=r"the disk is full: .*file could not be written\. Free some space"):
+    with pytest.raises(StorageError, match=r"cannot write .*file: the disk is full; free some space"):
         write_atomically(path, [b"new ", b"and longer"])
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
@@ -74,18 +75,44 @@ def test_any_failure_leaves_the_old_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_unwritable_place_is_named() -> None:
-    message = r"file could not be written \(Read-only file system\); choose a folder"
-    with pytest.raises(StorageError, match=message), storage_errors(Path("file")):
-        raise OSError(errno.EROFS, "Read-only file system")
-    with pytest.raises(FileNotFoundError), storage_errors(Path("file")):
-        raise FileNotFoundError(errno.ENOENT, "another matter")
+def test_text_is_replaced_too(tmp_path: Path) -> None:
+    write_text_atomically(tmp_path / "file", "old")
+    write_text_atomically(tmp_path / "file", "山")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "山"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(number: int) -> None:
+    with pytest.raises(StorageError, match="cannot save it: the disk is full; free some space"), disk_errors("save it"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_full_disk_reported_by_native_code_is_named() -> None:
+    with pytest.raises(StorageError, match="the disk is full"), disk_errors("save it"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_a_read_only_disk_is_named() -> None:
+    advice = "cannot save it: .*; choose a folder you may write to"
+    with pytest.raises(StorageError, match=advice), disk_errors("save it"):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "another matter")])
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)), disk_errors("save it"):
+        raise error
+
+
+def test_missing_space_is_counted_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot save it: it needs 1,000,000,000,000.0 MB and the disk of .* has"):
+        require_space(tmp_path, 10**18, "save it")
 
 
 def test_second_process_waits_for_the_first(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib\n"
-        "from chogori.data.atomic_files import exclusive\n"
+        "from chogori.durable_files import exclusive\n"
         "print('asking', flush=True)\n"
         "with exclusive(pathlib.Path(sys.argv[1])):\n"
         "    print((pathlib.Path(sys.argv[1]) / 'note').read_text())\n"
