@@ -2,7 +2,7 @@
 
 1. Both optimizers try the same learning rates on 100 steps; each keeps its best.
 2. AdamW trains `--steps` steps of the recipe, three seeds. Its mean held-out loss is the goal.
-3. MuonClip trains two fifths and three fifths of the steps, three seeds, each with its own decay (a loss before the decay
+3. MuonClip trains two and three fifths of the steps, three seeds, each with its own decay (a loss before the decay
    cannot be compared with one after it); where it crosses the goal is found by interpolation in log steps.
 
     python experiments/sample_efficiency.py [--steps 300]
