@@ -29,14 +29,15 @@ def panels(count: int, titles: list[tuple[str, str, str]]) -> tuple[Figure, list
     return figure, axes
 
 
-def save(name: str, result: DataclassInstance, figure: Figure) -> None:
-    """experiments/results/NAME.json and docs/images/NAME.png."""
+def save(name: str, result: DataclassInstance, figure: Figure, *, summary: str) -> None:
+    """experiments/results/NAME.json and docs/images/NAME.png; the documentation shows the plot and `summary`."""
     record = ROOT / "experiments" / "results" / f"{name}.json"
     plot = ROOT / "docs" / "images" / f"{name}.png"
     for path in (record, plot):
         path.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    record.write_text(json.dumps({"summary": summary, **asdict(result)}, indent=2) + "\n", encoding="utf-8")
     figure.savefig(plot, dpi=120)
+    print(summary)
     print(f"{record.relative_to(ROOT)} and {plot.relative_to(ROOT)} are written")
 
 

@@ -132,8 +132,14 @@ def main() -> None:
     set_log_scale(logits)
     legend(logits)
     legend(losses)
-    save("stability", result, figure)
-    print(result)
+    summary = (
+        f"{result.muon.steps} steps of the nano model at a learning rate of {result.lr:g}, one seed. Muon alone: the "
+        f"largest attention logit reached {result.muon.largest_logit:,.0f}, the loss ended at "
+        f"{result.muon.mean_loss_of_last_tenth:.2f} nats per token. MuonClip, the same but for QK-Clip: logits stayed "
+        f"at {result.muonclip.median_logit_of_last_tenth:.0f} (median of the last tenth, before the clip of each step; "
+        f"τ is {result.threshold:g}), the loss ended at {result.muonclip.mean_loss_of_last_tenth:.2f}."
+    )
+    save("stability", result, figure, summary=summary)
 
 
 if __name__ == "__main__":

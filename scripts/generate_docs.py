@@ -26,6 +26,8 @@ COMMANDS = (
 )
 TABLES = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end -->\n)", re.DOTALL)
 
+EXPERIMENTS = re.compile(r"(?P<start><!-- experiment: (?P<name>[\w-]+) -->\n)(?:.*?)(?P<end><!-- end -->)", re.DOTALL)
+
 
 def command_line_page() -> str:
     """docs/cli.md: every help text, as an 120-column terminal without colours shows it."""
@@ -66,9 +68,24 @@ def results_section(result: dict[str, Any]) -> str:
         spread = f"{_figure(row['low'])} to {_figure(row['high'])}" if "low" in row else ""
         ratio = f"{row['ratio']:.2f}×" if row.get("ratio") is not None else ""
         name = f"**{row['name']}**" if row.get("ours") else row["name"]
+        name += f" ({row['note']})" if row.get("note") else ""
         lines.append(f"| {name} | {_figure(row['median'])} | {spread} | {ratio} |")
     source = f"`{result['command']}` on {result['machine']}, {result['date']}."
     return "\n".join([*lines, "", f"{source} {result.get('note', '')}".rstrip(), "", ""])
+
+
+def experiments_page(text: str) -> str:
+    """`text` of docs/muonclip.md with plot and summary of every experiment whose result is there."""
+
+    def section(match: re.Match[str]) -> str:
+        name = match["name"]
+        record = ROOT / "experiments" / "results" / f"{name}.json"
+        if not record.exists():
+            return f"{match['start']}{match['end']}"
+        summary = json.loads(record.read_text(encoding="utf-8"))["summary"]
+        return f"{match['start']}\n![{name.replace('_', ' ')}](images/{name}.png)\n\n{summary}\n\n{match['end']}"
+
+    return EXPERIMENTS.sub(section, text)
 
 
 def _figure(value: float) -> str:
@@ -80,10 +97,11 @@ def main(arguments: list[str]) -> int:
     if arguments and not check:
         print("usage: generate_docs.py [--check]", file=sys.stderr)
         return 2
-    benchmarks = ROOT / "docs" / "benchmarks.md"
+    benchmarks, muonclip = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "muonclip.md"
     pages = {
         ROOT / "docs" / "cli.md": command_line_page(),
         benchmarks: benchmarks_page(benchmarks.read_text(encoding="utf-8")),
+        muonclip: experiments_page(muonclip.read_text(encoding="utf-8")),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
