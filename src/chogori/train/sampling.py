@@ -79,7 +79,8 @@ class Sampler:
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(shown) :]
                 shown = text
-        text = self.tokenizer.decode(drawn)
+        # A last character that stayed incomplete is left out.
+        text = self.tokenizer.decode(drawn).rstrip("\N{REPLACEMENT CHARACTER}")
         if len(text) > len(shown):
             yield text[len(shown) :]
 
