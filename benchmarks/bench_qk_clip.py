@@ -10,6 +10,7 @@ below all logits: then each head's exact maximum is computed and its weights are
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from functools import partial
 
@@ -44,9 +45,12 @@ def main() -> None:
         models[kind] = K2Model(K2Config.preset("nano"), seed=0).train()
         models[kind].compute_dtype = torch.bfloat16
         optimizers[kind] = MuonClip(models[kind], lr=1e-4, qk_clip=threshold)
+    start = copy.deepcopy(models["off"].state_dict())
     comparison = Comparison(unit="ms", higher_is_better=False)
     for turn in range(arguments.rounds + 2):
         tokens_BT = torch.randint(0, 8192, (BATCH, LENGTH + 1))
+        for model in models.values():  # clipped weights would have no hot heads the next time
+            model.load_state_dict(start)
         order = list(KINDS)[turn % 3 :] + list(KINDS)[: turn % 3]  # whoever comes first finds other caches
         samples = {kind: timed(partial(step, models[kind], optimizers[kind], tokens_BT)) for kind in order}
         if turn >= 2:
