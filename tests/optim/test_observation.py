@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from chogori.errors import ConfigError, NonFiniteError
-from chogori.optim.observation import AttentionLogitMonitor, exact_maxima
+from chogori.optim.observation import AttentionLogitMonitor
 from tests.optim.small_models import brute_force_logits
 
 
@@ -98,14 +98,6 @@ def test_only_hot_heads_are_recomputed_per_micro_batch() -> None:
     (result,) = monitor.collect()
     assert result.maximum_H.tolist() == [24.0, 20.0]
     assert monitor.collect()[0].bound_H.tolist() == [-math.inf, -math.inf]
-
-
-def test_rows_of_a_long_sequence_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k = torch.randn(2, 3, 40, 4), torch.randn(2, 3, 40, 4)
-    whole = exact_maxima(q, k, 0.5, torch.arange(3))
-    monkeypatch.setattr("chogori.optim.observation.ROW_CHUNK_BYTES", 4 * 40 * 7)
-    torch.testing.assert_close(exact_maxima(q, k, 0.5, torch.arange(3)), whole)
-    torch.testing.assert_close(whole.double(), brute_force_logits(q, k, 0.5).amax(dim=(0, 2, 3)))
 
 
 def test_kernels_that_return_maxima_need_no_recomputation() -> None:

@@ -2,11 +2,9 @@
 
 A flash kernel returns for each query row the log-sum-exp of its logits. With n visible keys,
 lse − ln(n) ≤ largest logit ≤ lse, so a head whose largest log-sum-exp stays under the threshold τ needs nothing, and
-that is exact. Only for the other, hot heads is the maximum recomputed, and for these only in rows that can hold it:
-those whose lse reaches the largest lower bound of the head.
+that is exact. Only for the other, hot heads is the maximum recomputed (`exact_maxima`).
 
-Shape letters: B sequences, H query heads, G key heads (G divides H), T query positions, S key positions, d head width,
-R chosen rows.
+Shape letters: B sequences, H query heads, G key heads (G divides H), T query positions, S key positions, d head width.
 """
 
 from __future__ import annotations
@@ -20,15 +18,13 @@ import torch
 from torch import Tensor
 
 from chogori.errors import ConfigError, NonFiniteError
+from chogori.optim.exact_maxima import exact_maxima
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 MARGIN = 1e-3
 """Heads are recomputed from (1 − MARGIN)·τ on; rounding in a kernel's log-sum-exp is far smaller."""
-
-ROW_CHUNK_BYTES = 32 * 2**20
-"""Float32 bytes of recomputed logits held at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +41,21 @@ class _Pending:
     documents_BT: Tensor | None = None
     mask_BHTS: Tensor | None = None
     causal: bool = True
+
+    def maxima_of(self, heads: Tensor) -> Tensor:
+        """The exact maxima of the chosen heads, still on the device."""
+        assert self.q_BHTd is not None
+        assert self.k_BGSd is not None
+        return exact_maxima(
+            self.q_BHTd,
+            self.k_BGSd,
+            self.scale,
+            heads,
+            lse_BHT=self.lse_BHT,
+            documents_BT=self.documents_BT,
+            mask_BHTS=self.mask_BHTS,
+            causal=self.causal,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +189,7 @@ class AttentionLogitMonitor:
                 hot_H = top_H >= self.threshold * (1 - MARGIN)
                 if bool(hot_H.any()):
                     heads = hot_H.nonzero()[:, 0]
-                    found.append((index, heads, _hot_maxima(entry, heads)))
+                    found.append((index, heads, entry.maxima_of(heads)))
         for (index, heads, _), values in zip(found, _to_host([values for *_, values in found]), strict=True):
             self._maxima[index][heads] = torch.maximum(self._maxima[index][heads], values.double())
 
@@ -212,75 +223,4 @@ def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
         sizes = [tensors[position].numel() for position in positions]
         for position, part in zip(positions, packed.split(sizes), strict=True):
             result[position] = part
-    return result
-
-
-def _hot_maxima(entry: _Pending, heads: Tensor) -> Tensor:
-    assert entry.q_BHTd is not None
-    assert entry.k_BGSd is not None
-    return exact_maxima(
-        entry.q_BHTd,
-        entry.k_BGSd,
-        entry.scale,
-        heads,
-        lse_BHT=entry.lse_BHT,
-        documents_BT=entry.documents_BT,
-        mask_BHTS=entry.mask_BHTS,
-        causal=entry.causal,
-    )
-
-
-@torch.no_grad()
-def exact_maxima(
-    q_BHTd: Tensor,
-    k_BGSd: Tensor,
-    scale: float,
-    heads: Tensor,
-    *,
-    lse_BHT: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    mask_BHTS: Tensor | None = None,
-    causal: bool = True,
-) -> Tensor:
-    """The largest visible q·k·scale of each of `heads` over all rows, in float32 (float64 for such inputs).
-
-    With `lse_BHT` only rows that can hold the maximum are computed. Masks as in `LayerObserver`.
-    """
-    batch, num_heads, num_rows, _ = q_BHTd.shape
-    num_keys = k_BGSd.shape[2]
-    group = num_heads // k_BGSd.shape[1]
-    device = q_BHTd.device
-    dtype = torch.float64 if q_BHTd.dtype is torch.float64 else torch.float32
-    rows_T = torch.arange(num_rows, device=device)
-    keys_S = torch.arange(num_keys, device=device)
-    result = torch.full((len(heads),), -math.inf, device=device, dtype=dtype)
-    rows_per_chunk = max(1, ROW_CHUNK_BYTES // (4 * num_keys))
-    if lse_BHT is not None:
-        visible_T = (rows_T + 1).clamp(max=num_keys) if causal else torch.full_like(rows_T, num_keys)
-        lower_BHT = lse_BHT - visible_T.log()
-        # Rounding of the log-sum-exp must not exclude the row that holds the maximum.
-        least_H = lower_BHT.amax(dim=(0, 2))
-        least_H = least_H - 1e-4 * least_H.abs() - 1e-4
-        candidates_BHT = lse_BHT >= least_H[None, :, None]
-    else:
-        candidates_BHT = torch.ones(batch, num_heads, num_rows, dtype=torch.bool, device=device)
-    for position, head in enumerate(heads.tolist()):
-        where_R2 = candidates_BHT[:, head].nonzero().cpu()
-        counts = torch.bincount(where_R2[:, 0], minlength=batch).tolist()
-        for index, rows in enumerate(where_R2[:, 1].split(counts)):
-            key_Sd = k_BGSd[index, head // group].to(dtype)
-            for chunk in rows.to(device).split(rows_per_chunk):
-                logits_RS = (q_BHTd[index, head, chunk].to(dtype) @ key_Sd.mT) * scale
-                hidden_RS = keys_S[None, :] > chunk[:, None] if causal else None
-                if documents_BT is not None:
-                    other_RS = documents_BT[index, chunk][:, None] != documents_BT[index][None, :]
-                    hidden_RS = other_RS if hidden_RS is None else hidden_RS | other_RS
-                if mask_BHTS is not None:
-                    mask_HTS = mask_BHTS[index if mask_BHTS.shape[0] > 1 else 0]
-                    masked_RS = ~mask_HTS[head if mask_HTS.shape[0] > 1 else 0][chunk]
-                    hidden_RS = masked_RS if hidden_RS is None else hidden_RS | masked_RS
-                if hidden_RS is not None:
-                    logits_RS = logits_RS.masked_fill(hidden_RS, -math.inf)
-                if logits_RS.numel():
-                    result[position] = torch.maximum(result[position], logits_RS.max())
     return result
