@@ -100,22 +100,27 @@ def flash_attention(
 
 def _flash_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: DocumentMask | None) -> tuple[Tensor, Tensor]:
     """PyTorch's fused kernels that return the log-sum-exp: output [B, H, T, width] and float32 [B, H, T]."""
-    aten = torch.ops.aten
+    aten, causal = torch.ops.aten, mask is None
+    bias = None if mask is None else _additive(mask, q.dtype)
     if q.device.type == "cpu":
-        bias = None
-        if mask is not None:
-            bias = torch.zeros((), dtype=q.dtype).where(mask.visible_square(), float("-inf"))
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, mask is None, attn_mask=bias, scale=scale
-        )
-    elif mask is None:
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+    elif causal and q.dtype in (torch.float16, torch.bfloat16):
         out, lse = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, scale=scale)[:2]
     else:
-        bias = torch.zeros((), dtype=q.dtype, device=q.device).where(mask.visible_square(), float("-inf"))
-        bias = bias.expand(-1, q.shape[1], -1, -1)
-        out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, False, scale=scale)[:2]
-        lse = lse[..., : q.shape[2]]
+        if bias is not None:
+            bias = bias.expand(-1, q.shape[1], -1, -1)
+        out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scale)[:2]
+        lse = lse[..., : q.shape[2]]  # this kernel pads its rows
     return out, lse
+
+
+def _additive(mask: DocumentMask, dtype: torch.dtype) -> Tensor:
+    """0 where a query may see a key and −∞ elsewhere, [B, 1, T, T], rows at multiples of eight as CUDA demands."""
+    visible_B1TT = mask.visible_square()
+    length = visible_B1TT.shape[-1]
+    shape = (*visible_B1TT.shape[:-1], -(-length // 8) * 8)
+    bias = torch.full(shape, float("-inf"), dtype=dtype, device=visible_B1TT.device)
+    return bias[..., :length].masked_fill_(visible_B1TT, 0.0)
 
 
 class _BlockedAttention(Function):
