@@ -24,6 +24,8 @@ DION_QUINTICS = (
 """microsoft/dion's constants when Polar Express is switched off; its cost does not depend on them."""
 LR, WEIGHT_DECAY, MOMENTUM = 2e-4, 0.1, 0.95
 
+foreach: Any = torch  # its multi-tensor functions are not in the type stubs
+
 # One compiled function meets as many shapes as the model has; the default of 8 makes dion stop with an error.
 torch._dynamo.config.recompile_limit = 64
 
@@ -79,10 +81,10 @@ class MoonlightMuon:
 
 
 def _dion_momenta(gradients: list[Tensor], momenta: list[Tensor], mu: Tensor) -> list[Tensor]:
-    torch._foreach_mul_(momenta, mu)
-    torch._foreach_add_(momenta, gradients)
-    updates = torch._foreach_mul(momenta, mu)
-    torch._foreach_add_(updates, gradients)
+    foreach._foreach_mul_(momenta, mu)
+    foreach._foreach_add_(momenta, gradients)
+    updates = foreach._foreach_mul(momenta, mu)
+    foreach._foreach_add_(updates, gradients)
     return [update.to(torch.bfloat16) for update in updates]
 
 
@@ -107,9 +109,9 @@ def _dion_polar_express(x: Tensor) -> Tensor:
 
 
 def _dion_apply(weights: list[Tensor], updates: list[Tensor], lr: Tensor, adjusted: Tensor, decay: Tensor) -> None:
-    torch._foreach_mul_(weights, 1 - lr * decay)
-    scaled = torch._foreach_mul(updates, adjusted)
-    torch._foreach_sub_(weights, scaled)
+    foreach._foreach_mul_(weights, 1 - lr * decay)
+    scaled = foreach._foreach_mul(updates, adjusted)
+    foreach._foreach_sub_(weights, scaled)
 
 
 class DionMuon:

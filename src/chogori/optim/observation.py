@@ -66,11 +66,12 @@ class LayerLogits:
     bound_H: Tensor
     """Largest log-sum-exp: no logit exceeded it. −inf when the layer did not report."""
     maximum_H: Tensor
-    """The largest logit where it was computed, else −inf."""
+    """The largest logit of the micro-batches that screening could not clear, else −inf. Exact from (1 − MARGIN)·τ on;
+    below, a cleared micro-batch may have held a larger one, which was under τ as well."""
 
     @property
     def top_H(self) -> Tensor:
-        """The largest logit where it was computed, else the bound."""
+        """The largest logit where it was computed, else the bound. Above τ exactly when a logit was."""
         return torch.where(self.maximum_H > -math.inf, self.maximum_H, self.bound_H)
 
 
