@@ -17,7 +17,15 @@ def test_the_first_signal_is_noted_and_the_process_lives(number):
         assert interruption.requested
 
 
-def test_the_second_one_acts_as_usual():
+@pytest.fixture
+def usual_ctrl_c():
+    """A process started in the background may ignore Ctrl-C from the beginning; here it raises KeyboardInterrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_one_acts_as_usual(usual_ctrl_c):
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.requested
