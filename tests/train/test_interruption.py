@@ -25,7 +25,8 @@ def usual_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_second_one_acts_as_usual(usual_ctrl_c):
+@pytest.mark.usefixtures("usual_ctrl_c")
+def test_the_second_one_acts_as_usual():
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.requested
