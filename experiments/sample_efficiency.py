@@ -130,11 +130,13 @@ def main() -> None:
         muonclip_steps_needed=[round(value) for value in needed],
         share_of_adamw_tokens=[round(value / steps, 3) for value in needed],
     )
+    lowest = min(min(values) for values in result.muonclip_bits_per_byte.values())
+    how = f"{'extrapolated from' if goal < lowest else 'interpolated between'} {short[0]} and {short[1]} steps"
     share, shares = statistics.mean(result.share_of_adamw_tokens), result.share_of_adamw_tokens
     summary = (
         f"AdamW (learning rate {best['adamw']:g}) reaches {goal:.3f} bits per held-out byte in {steps} steps of the "
         f"nano recipe, the mean of three seeds. MuonClip (learning rate {best['muonclip']:g}) reaches the same with "
-        f"{share:.0%} of the tokens ({min(shares):.0%} to {max(shares):.0%}). Learning rates are the best of "
+        f"{share:.0%} of the tokens ({min(shares):.0%} to {max(shares):.0%}, {how}). Learning rates are the best of "
         f"{', '.join(f'{lr:g}' for lr in RATES)} for each, by {TUNING_STEPS} steps."
     )
     save("sample_efficiency", result, draw(result), summary=summary)
