@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chogori.optim.config import NewtonSchulzConfig
 from chogori.optim.layout import MatrixLayout
-from chogori.optim.newton_schulz import Workspace, iterate, normalize_, quintics, working_dtype
+from chogori.optim.newton_schulz import Workspace, iterate, normalize_, working_dtype
 
 STACK_BYTES_CPU = 8 * 2**20
 """Float32 bytes of one chunk on a CPU: its working set (the chunk, two half-size copies, Gram matrices) stays in the
@@ -76,7 +76,6 @@ def muon_update(
     groups: defaultdict[tuple[torch.Size, torch.device], list[Matrices]] = defaultdict(list)
     for entry in matrices:
         groups[entry.weight_Bnm.shape[1:], entry.weight_Bnm.device].append(entry)
-    polynomials = quintics(newton_schulz)
     for (shape, device), entries in groups.items():
         n, m = shape
         limit = stack_bytes or (STACK_BYTES_CPU if device.type == "cpu" else STACK_BYTES_ACCELERATOR)
@@ -89,7 +88,7 @@ def muon_update(
                 x_Bnm = update_Bnm
             else:
                 x_Bnm = workspace.take("narrow", update_Bnm.shape, dtype, device).copy_(update_Bnm)
-            x_Bnm = iterate(x_Bnm, polynomials, workspace)
+            x_Bnm = iterate(x_Bnm, newton_schulz, workspace)
             if x_Bnm.dtype is not torch.float32:
                 x_Bnm = update_Bnm.copy_(x_Bnm)
             # Not as the scale of the last product: torch 2.13's bfloat16 baddbmm takes alpha = 0 for 1 on a CPU.
