@@ -9,7 +9,14 @@ ChogoriError
 ├── CheckpointError    a training checkpoint that cannot be continued
 ├── StorageError       a full or read-only disk
 ├── NonFiniteError     a loss, gradient or weight that is NaN or infinite
-└── RunError           a run folder that is missing, busy or of another kind
+├── RunError           a run folder that is missing, busy or of another kind
+└── CompleterError     a request that got no answer
+    ├── RequestError       it cannot be answered as it stands; the message names the field
+    │   ├── MessageError       a message or tool that cannot be read
+    │   └── ContextLengthError it does not fit the model's context
+    ├── OverloadedError    too many requests are waiting
+    ├── BackendError       what answers failed, or answered what cannot be understood
+    └── BackendTimeoutError  it did not answer in time
 """
 
 
@@ -51,3 +58,43 @@ class NonFiniteError(ChogoriError):
 
 class RunError(ChogoriError):
     """A run folder that is missing, in use by another process, or made by another recipe."""
+
+
+class CompleterError(ChogoriError):
+    """A request that got no answer."""
+
+
+class RequestError(CompleterError):
+    """A request that cannot be answered as it stands. `field` is the parameter at fault, where one is."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class MessageError(RequestError):
+    """A message or tool that cannot be read; the message names the field."""
+
+
+class ContextLengthError(RequestError):
+    """A request that does not fit the model's context."""
+
+
+class OverloadedError(CompleterError):
+    """Too many requests are waiting. `retry_after_s` is when to come again."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BackendError(CompleterError):
+    """What answers failed, or answered what cannot be understood. `status` is its HTTP status, where it has one."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BackendTimeoutError(CompleterError):
+    """What answers did not do so in time."""
