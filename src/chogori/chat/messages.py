@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal, TypeAlias, cast
 
 from chogori.errors import MessageError
@@ -82,9 +81,9 @@ class ToolSpec:
     name: str
     """Unique within a request. The K2 format allows letters, digits, `_`, `-`, `.` and a leading `$`."""
     description: str = ""
-    parameters: Mapping[str, JSON] = field(default_factory=lambda: MappingProxyType({"type": "object", "properties": {}}))
+    parameters: Mapping[str, JSON] = field(default_factory=lambda: {"type": "object", "properties": {}})
     """JSON schema of the arguments object."""
-    declaration: Mapping[str, JSON] = field(default_factory=lambda: MappingProxyType({}))
+    declaration: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
     """The tool as its owner declared it, which is what the model reads. Filled from the other fields when empty."""
 
     def __post_init__(self) -> None:
