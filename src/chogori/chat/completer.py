@@ -15,6 +15,11 @@ from chogori.errors import RequestError
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise RequestError(f"{name} is {value!r}; expected {expected}", field=name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are chosen. The defaults leave the model's distribution as it is."""
@@ -272,8 +277,3 @@ async def complete(completer: Completer, request: ChatRequest | TextRequest) -> 
         for index in sorted(finished)
     )
     return Completion(choices=choices, usage=usage)
-
-
-def _check(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise RequestError(f"{name} is {value!r}; expected {expected}", field=name)
