@@ -1,0 +1,103 @@
+"""The application: both APIs, health, readiness and metrics over one backend."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from chogori import __version__
+from chogori.errors import ChogoriError
+from chogori.serve.api_errors import ApiError, api_error_of
+from chogori.serve.backend import Backend
+from chogori.serve.envelope import BodyLimit, Envelope, request_id
+from chogori.serve.lifecycle import Lifecycle
+from chogori.serve.metrics import Metrics
+from chogori.serve.openai.errors import error_body as openai_error_body
+from chogori.serve.settings import ServeSettings
+
+MULTIPART_OVERHEAD_BYTES = 64_000
+LOOPBACK_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+"""Pages that this machine serves, on any port: the chat page under development, a notebook."""
+EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "x-chogori-ignored", "retry-after", "request-id"]
+
+router = APIRouter()
+
+
+@router.get("/health", tags=["server"])
+async def health() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
+    """The server's application. Its lifespan starts and stops the backend."""
+    metrics = Metrics(backend)
+    lifecycle = Lifecycle(backend)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        lifecycle.start()
+        yield
+        await lifecycle.stop()
+
+    app = FastAPI(title="Chogori", version=__version__, lifespan=lifespan)
+    app.state.backend = backend
+    app.state.settings = settings
+    app.state.metrics = metrics
+    app.state.lifecycle = lifecycle
+
+    app.include_router(router)
+    for name in ("chogori.serve.openai.api", "chogori.serve.anthropic.api", "chogori.serve.responses.api"):
+        if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
+            app.include_router(importlib.import_module(name).router)
+
+    for kind in (ChogoriError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+
+    def body_limit(path: str) -> int:
+        is_upload = path.rstrip("/") == "/v1/files"
+        return settings.max_file_bytes + MULTIPART_OVERHEAD_BYTES if is_upload else settings.max_body_bytes
+
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimit, limit=body_limit, render_error=_render_error)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_origin_regex=LOOPBACK_ORIGINS,
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+    app.add_middleware(Envelope, metrics=metrics, render_error=_render_error)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return _render_error(request, _in_openai_words(request, error))
+
+
+def _in_openai_words(request: Request, error: Exception) -> ApiError:
+    match error:
+        case HTTPException(status_code=404):
+            return ApiError(f"Invalid URL ({request.method} {request.url.path})", status=404, code="unknown_url")
+        case HTTPException(status_code=405):
+            message = f"Not allowed to {request.method} on {request.url.path}"
+            return ApiError(message, status=405, code="method_not_supported", headers=error.headers)
+        case _:
+            return api_error_of(error)
+
+
+def _render_error(request: Request, error: ApiError) -> Response:
+    path = request.url.path
+    if path.startswith(("/anthropic/", "/v1/messages")) and importlib.util.find_spec("chogori.serve.anthropic"):
+        errors = importlib.import_module("chogori.serve.anthropic.errors")
+        return JSONResponse(errors.error_body(error, request_id(request)), error.status, error.headers)
+    return JSONResponse(openai_error_body(error), error.status, error.headers)

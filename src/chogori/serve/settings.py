@@ -1,0 +1,56 @@
+"""How the server listens and what it allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chogori.errors import ConfigError
+
+MEGABYTE = 1_000_000
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/chogori/serve`, by default `~/.local/share/chogori/serve`."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chogori" / "serve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Settings of one server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at. The default is reached from this machine only."""
+    port: int = 8000
+    """Port to listen at; 0 for any free one."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the server, besides pages of this machine's own loopback addresses; `*` for
+    all."""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Where uploaded files are kept."""
+    drain_timeout_s: float = 30.0
+    """How long a stopping server lets running answers finish before it cancels them."""
+    max_body_bytes: int = 32 * MEGABYTE
+    """Largest body of a request; uploads have a limit of their own. 128k tokens of text are about 0.5 MB."""
+    max_file_bytes: int = 100 * MEGABYTE
+    """Largest uploaded file (Moonshot's limit)."""
+    model_aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Further names that requests may use, and the served model that each stands for: for clients whose model name
+    cannot be changed. A name that is neither a model nor an alias is answered with 404, as OpenAI does."""
+    anthropic_temperature_factor: float = 0.6
+    """Temperatures of Anthropic requests are multiplied by this, as Moonshot's API does (K2 README); 1 for as asked."""
+
+    def __post_init__(self) -> None:
+        _check("port", self.port, 0 <= self.port < 65536, "0 to 65535")
+        _check("drain_timeout_s", self.drain_timeout_s, self.drain_timeout_s >= 0, "0 or more seconds")
+        _check("max_body_bytes", self.max_body_bytes, self.max_body_bytes >= 1000, "at least 1000 bytes")
+        _check("max_file_bytes", self.max_file_bytes, self.max_file_bytes >= 1, "at least 1 byte")
+        factor = self.anthropic_temperature_factor
+        _check("anthropic_temperature_factor", factor, 0 < factor <= 1, "above 0 and at most 1")
+
+
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"serve.{name} is {value!r}; expected {expected}")
