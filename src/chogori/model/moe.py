@@ -62,13 +62,18 @@ class Router(nn.Module):
         self.register_buffer("load_E", torch.zeros(config.num_experts, dtype=torch.int64), persistent=False)
 
     def forward(self, x_TD: Tensor) -> Routing:
+        routing = self.route(functional.linear(x_TD.float(), self.weight.float()).sigmoid())
+        if self.training:
+            with torch.no_grad():
+                self.load_E += torch.bincount(routing.experts_TK.flatten(), minlength=self.config.num_experts)
+        return routing
+
+    def route(self, scores_TE: Tensor) -> Routing:
+        """The choice and the weights that follow from sigmoid scores."""
         config = self.config
-        scores_TE = functional.linear(x_TD.float(), self.weight.float()).sigmoid()
         with torch.no_grad():
             choice_TE = self._limit_to_groups(scores_TE + self.e_score_correction_bias)
             experts_TK = choice_TE.topk(config.num_experts_per_token, dim=-1, sorted=False).indices
-            if self.training:
-                self.load_E += torch.bincount(experts_TK.flatten(), minlength=config.num_experts)
         weights_TK = scores_TE.gather(1, experts_TK)
         if config.normalize_routing_weights:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)

@@ -1,0 +1,217 @@
+"""The loop: one thread takes what was submitted, runs the model over all answers at once, and hands tokens out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from chogori.chat.completer import Sampling
+from chogori.engine.answer import Answer, Ended, Produced, PromptRead, Sink
+from chogori.engine.config import EngineConfig
+from chogori.engine.constraints import Constraint
+from chogori.engine.forward import PagedLatents, ServedModel
+from chogori.engine.prefix_cache import PrefixCache
+from chogori.engine.sampling import Logits, TokenSampler
+from chogori.engine.scheduler import Scheduler
+from chogori.engine.step_batch import StepBatch
+from chogori.errors import BackendError, ContextLengthError, OverloadedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineState:
+    """How busy an engine is."""
+
+    running: int
+    waiting: int
+    cache_tokens_used: int
+    """In blocks that answers hold."""
+    cache_tokens_kept: int
+    """In blocks that nobody holds and that are kept for reuse."""
+    cache_tokens_total: int
+    steps: int
+    """Since the start."""
+
+
+class Engine:
+    """Continuous batching over one model. `start` it before submitting; `stop` ends its thread.
+
+    Args:
+        model: prepared weights.
+        end_ids: tokens that end an answer.
+        config: see EngineConfig.
+    """
+
+    def __init__(self, model: ServedModel, end_ids: frozenset[int], config: EngineConfig) -> None:
+        self.model = model
+        self.config = config
+        self.context_length = model.config.max_position_embeddings
+        self._end_ids = end_ids
+        num_blocks = config.cache_tokens // config.block_tokens + 1
+        self._latents = PagedLatents(model.config, num_blocks * config.block_tokens, model.dtype, model.device)
+        self._scheduler = Scheduler(config, PrefixCache(num_blocks, config.block_tokens))
+        self._submitted: deque[Answer] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._num_open = 0
+        self._num_steps = 0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to work. An engine starts once."""
+        assert self._thread is None, "an engine starts once"
+        self._thread = threading.Thread(target=self._run, name="chogori-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what runs with reason "cancelled", and the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        constraint: Constraint,
+        sink: Sink,
+        *,
+        choice: int = 0,
+    ) -> Answer:
+        """Queue an answer; safe from any thread. `sink` receives its outputs, the last of which is Ended.
+
+        Raises ContextLengthError where the prompt leaves no room for an answer, OverloadedError where too many wait.
+        """
+        room = self.context_length - len(prompt)
+        if not prompt or room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens; expected at least 1, and at most {self.context_length - 1} so "
+                f"that an answer fits into the model's context of {self.context_length}",
+                field="messages",
+            )
+        longest = min(room, self.config.cache_tokens - len(prompt) + 1)
+        if longest < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens, and the cache holds {self.config.cache_tokens} "
+                "(engine.cache_tokens); shorten it or enlarge the cache",
+                field="messages",
+            )
+        wanted = sampling.max_tokens or self.config.default_max_tokens
+        answer = Answer(
+            prompt=list(prompt),
+            sampling=sampling,
+            constraint=constraint,
+            sampler=TokenSampler(sampling, prompt, choice=choice, num_rows=self.model.config.vocab_size),
+            max_tokens=min(wanted, longest),
+            sink=sink,
+        )
+        with self._wake:
+            if self._stopping:
+                raise BackendError("the engine is shutting down")
+            if self._num_open >= self.config.max_waiting + self.config.max_running:
+                raise OverloadedError(
+                    f"{self._num_open} answers run or wait (engine.max_running + engine.max_waiting); try again later",
+                    retry_after_s=1.0,
+                )
+            self._num_open += 1
+            self._submitted.append(answer)
+            self._wake.notify()
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """Stop an answer; what it holds is free before the next step. Safe from any thread, and after its end."""
+        with self._wake:
+            answer.cancelled = True
+            self._wake.notify()
+
+    def state(self) -> EngineState:
+        """How busy the engine is; approximate while a step runs."""
+        scheduler, cache, size = self._scheduler, self._scheduler.cache, self.config.block_tokens
+        return EngineState(
+            running=scheduler.num_running,
+            waiting=len(scheduler.waiting) + len(self._submitted),
+            cache_tokens_used=(cache.num_blocks - cache.num_available) * size,
+            cache_tokens_kept=cache.num_cached * size,
+            cache_tokens_total=cache.num_blocks * size,
+            steps=self._num_steps,
+        )
+
+    # ---- in the engine's thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        # A process-wide setting of PyTorch; the engine's thread is the one that computes.
+        torch.set_num_threads(self.config.num_threads or max(1, (os.cpu_count() or 2) - 1))
+        while True:
+            with self._wake:
+                while not (self._stopping or self._submitted or any(True for _ in self._scheduler.everyone())):
+                    self._wake.wait()
+                if self._stopping:
+                    break
+                self._scheduler.waiting.extend(self._submitted)
+                self._submitted.clear()
+            try:
+                self._step()
+            except Exception as error:
+                # Whatever went wrong, nobody may wait for ever.
+                for answer in list(self._scheduler.everyone()):
+                    self._end(answer, Ended(reason="failed", num_tokens=len(answer.tokens), error=error))
+        for answer in [*self._scheduler.everyone(), *self._submitted]:
+            self._end(answer, Ended(reason="cancelled", num_tokens=len(answer.tokens)))
+
+    def _step(self) -> None:
+        scheduler = self._scheduler
+        for answer in list(scheduler.everyone()):
+            if answer.cancelled:
+                self._end(answer, Ended(reason="cancelled", num_tokens=len(answer.tokens)))
+        scheduler.admit()
+        producers, readers, rows, pieces = scheduler.next_step()
+        if not rows and not pieces:
+            return
+        logits = iter(self.model.step(StepBatch.of(rows, pieces), self._latents).cpu().numpy())
+        self._num_steps += 1
+        for answer in producers:
+            scheduler.advance(answer, 1, exact=False)
+            self._continue(answer, next(logits))
+        for answer, piece in zip(readers, pieces, strict=True):
+            scheduler.advance(answer, len(piece.tokens), exact=True)
+            if piece.wants_logits:
+                scheduler.start_producing(answer)
+                answer.sink(PromptRead(cached_tokens=answer.cached_tokens))
+                self._continue(answer, next(logits))
+
+    def _continue(self, answer: Answer, logits_V: Logits) -> None:
+        """The next token of one answer; an error in its rules ends it and no other."""
+        try:
+            if not answer.tokens and not answer.constraint.begin(answer.room):
+                self._end(answer, Ended(reason="length", num_tokens=0))
+            else:
+                self._produce(answer, logits_V)
+        except Exception as error:
+            self._end(answer, Ended(reason="failed", num_tokens=len(answer.tokens), error=error))
+
+    def _produce(self, answer: Answer, logits_V: Logits) -> None:
+        """Choose the next token of an answer and hand it out."""
+        constraint, room = answer.constraint, answer.room
+        token = answer.sampler.choose(logits_V, constraint.allowed(room))
+        token = constraint.accept(token, room)
+        answer.sampler.note(token)
+        answer.tokens.append(token)
+        if token in self._end_ids:
+            self._end(answer, Ended(reason="stop", num_tokens=len(answer.tokens)))
+            return
+        likelihood = answer.sampler.likelihood(logits_V, token) if answer.sampling.logprobs else None
+        answer.sink(Produced(token=token, likelihood=likelihood))
+        if not answer.room:
+            self._end(answer, Ended(reason="length", num_tokens=len(answer.tokens)))
+
+    def _end(self, answer: Answer, ended: Ended) -> None:
+        self._scheduler.remove(answer)
+        with self._wake:
+            self._num_open -= 1
+        answer.sink(ended)

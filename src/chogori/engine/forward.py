@@ -1,0 +1,208 @@
+"""The model as the engine runs it: many answers in one pass, over a paged latent cache, without gradients.
+
+Projections and experts work on the rows of all answers together; attention works answer by answer or on answers of one
+padded length. A row's result depends on its own answer alone, to the last bit: every product is of a kind whose rows do
+not depend on each other, every sum has an order that the answer's own length decides.
+
+Decoding rows use the absorbed form of latent attention, pieces of prompts the expanded one (see `model.attention`).
+
+Shapes: N rows of a step, B rows of one group, T rows of a piece, S keys, D width, H heads, A query-key width without
+position, R rotary width, V value width, K latent width, W = K + R, E experts, X experts per token, P = N·X pairs.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from chogori.engine.projections import Projection, SwiGLU
+from chogori.engine.step_batch import DecodeGroup, PromptPiece, StepBatch
+from chogori.model.attention import MultiHeadLatentAttention
+from chogori.model.config import K2Config
+from chogori.model.layers import RMSNorm
+from chogori.model.moe import FeedForward, MixtureOfExperts
+from chogori.model.rope import rotary_table
+from chogori.model.transformer import Block, K2Model
+
+MIN_ROWS = 8
+"""PyTorch's float32 product of up to three rows sums in another order than that of more (LOG 2026-11-24)."""
+
+
+class PagedLatents:
+    """The latents of all answers, [layers, rows, W]. Row 0 of the first block is padding and stays zero."""
+
+    def __init__(self, config: K2Config, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        width = config.cache_numbers_per_token_and_layer
+        self.rows_LCW = torch.zeros(config.num_layers, num_rows, width, dtype=dtype, device=device)
+
+
+class ServedModel:
+    """A `K2Model` prepared for serving. Holds weights of its own: the model it was made from can be dropped.
+
+    Args:
+        model: on a CPU or a GPU; what it computes in is `model.compute_dtype`.
+    """
+
+    def __init__(self, model: K2Model) -> None:
+        self.config = model.config
+        self.dtype = model.compute_dtype
+        self.device = model.lm_head.weight.device
+        trunk = model.model
+        self._embedding_VD = trunk.embed_tokens.weight.detach().to(self.dtype)
+        self._layers = [_Layer(cast(Block, block), self.config, self.dtype) for block in trunk.layers]
+        self._norm = _Norm(trunk.norm, self.dtype)
+        self._head = Projection(model.lm_head.weight.detach().to(self.dtype))
+        table = rotary_table(self.config, self.config.max_position_embeddings, self.device)
+        self._turns_TC = torch.complex(table.cos_TC, table.sin_TC)
+
+    @torch.inference_mode()
+    def step(self, batch: StepBatch, latents: PagedLatents) -> Tensor:
+        """Store the latents of all rows and return the logits of those that want them, float32 [wanted, vocabulary]."""
+        device = self.device
+        turns_N1C = self._turns_TC[batch.positions_N.to(device)].unsqueeze(1)
+        x_ND = self._embedding_VD[batch.tokens_N.to(device)]
+        for layer, rows_CW in zip(self._layers, latents.rows_LCW, strict=True):
+            x_ND = layer(x_ND, turns_N1C, batch, rows_CW)
+        if not batch.logit_rows_R.numel():
+            return torch.empty(0, self._head.out_features)
+        return self._head(self._norm(x_ND[batch.logit_rows_R.to(device)])).float()
+
+
+class _Norm:
+    def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
+        self.weight = norm.weight.detach().to(dtype)
+        self.eps = norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class _Layer:
+    def __init__(self, block: Block, config: K2Config, dtype: torch.dtype) -> None:
+        self.attention_norm = _Norm(block.input_layernorm, dtype)
+        self.attention = _Attention(block.self_attn, config, dtype)
+        self.feed_forward_norm = _Norm(block.post_attention_layernorm, dtype)
+        mlp = block.mlp
+        self.feed_forward = _swiglu(mlp, dtype) if isinstance(mlp, FeedForward) else _Mixture(mlp, dtype)
+
+    def __call__(self, x_ND: Tensor, turns_N1C: Tensor, batch: StepBatch, rows_CW: Tensor) -> Tensor:
+        x_ND = self.attention.plus(self.attention_norm(x_ND), x_ND, turns_N1C, batch, rows_CW)
+        return self.feed_forward.plus(self.feed_forward_norm(x_ND), x_ND)
+
+
+class _Attention:
+    def __init__(self, attention: MultiHeadLatentAttention, config: K2Config, dtype: torch.dtype) -> None:
+        self.num_heads, self.scale = config.num_heads, attention.scale
+        self.nope, self.rope, self.latent = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank
+        self.v_width = config.v_head_dim
+        compressed = config.q_lora_rank is not None
+        query = attention.q_a_proj if compressed else attention.q_proj
+        self.query_width = query.weight.shape[0]
+        # Both read the same rows, so they are one product.
+        self.down = Projection(torch.cat([query.weight, attention.kv_a_proj_with_mqa.weight]).to(dtype))
+        self.query_norm = _Norm(attention.q_a_layernorm, dtype) if compressed else None
+        self.query_up = Projection(attention.q_b_proj.weight.to(dtype)) if compressed else None
+        self.latent_norm = _Norm(attention.kv_a_layernorm, dtype)
+        self.up = Projection(attention.kv_b_proj.weight.to(dtype))
+        up_HXK = attention.kv_b_proj.weight.detach().to(dtype).unflatten(0, (self.num_heads, -1))
+        w_uk_HAK, w_uv_HVK = up_HXK.split([self.nope, self.v_width], dim=1)
+        self.w_uk_HAK, self.w_uv_HKV = w_uk_HAK.contiguous(), w_uv_HVK.mT.contiguous()
+        self.out = Projection(attention.o_proj.weight.to(dtype))
+
+    def plus(self, x_ND: Tensor, residual_ND: Tensor, turns_N1C: Tensor, batch: StepBatch, rows_CW: Tensor) -> Tensor:
+        query_NQ, latent_NK, rope_NR = self.down(x_ND).split([self.query_width, self.latent, self.rope], dim=-1)
+        if self.query_norm is not None and self.query_up is not None:
+            query_NQ = self.query_up(self.query_norm(query_NQ))
+        q_nope_NHA, q_rope_NHR = query_NQ.unflatten(-1, (self.num_heads, -1)).split([self.nope, self.rope], dim=-1)
+        q_rope_NHR = _turn(q_rope_NHR, turns_N1C)
+        new_NW = torch.cat([self.latent_norm(latent_NK), _turn(rope_NR.unsqueeze(1), turns_N1C).squeeze(1)], dim=-1)
+        rows_CW[batch.slots_N.to(rows_CW.device)] = new_NW
+        parts: list[Tensor] = []
+        if batch.groups:
+            num_decoding = batch.groups[-1].rows.stop
+            parts.append(self._decode(q_nope_NHA[:num_decoding], q_rope_NHR[:num_decoding], batch.groups, rows_CW))
+        for rows, piece in batch.pieces:
+            parts.append(self._read(q_nope_NHA[rows], q_rope_NHR[rows], piece, rows_CW))
+        mixed_NO = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.out.plus(mixed_NO, residual_ND)
+
+    def _decode(self, q_nope: Tensor, q_rope: Tensor, groups: list[DecodeGroup], rows_CW: Tensor) -> Tensor:
+        """The absorbed form: keys and values are the latents themselves."""
+        num_rows = q_nope.shape[0]
+        q_HNK = torch.bmm(_at_least(q_nope, MIN_ROWS).transpose(0, 1), self.w_uk_HAK)
+        q_NHW = torch.cat([q_HNK.transpose(0, 1)[:num_rows], q_rope], dim=-1)
+        mixed: list[Tensor] = []
+        for group in groups:
+            keys_BSW = rows_CW[group.slots_BS.to(rows_CW.device)]
+            logits_BHS = torch.bmm(q_NHW[group.rows], keys_BSW.mT).float() * self.scale
+            weights_BHS = logits_BHS.add_(group.padding_B1S.to(rows_CW.device)).softmax(-1).to(rows_CW.dtype)
+            mixed.append(torch.bmm(weights_BHS, keys_BSW[..., : self.latent]))
+        mixed_NHK = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        out_HNV = torch.bmm(_at_least(mixed_NHK, MIN_ROWS).transpose(0, 1), self.w_uv_HKV)
+        return out_HNV.transpose(0, 1)[:num_rows].flatten(1)
+
+    def _read(self, q_nope: Tensor, q_rope: Tensor, piece: PromptPiece, rows_CW: Tensor) -> Tensor:
+        """The expanded form: latents become full keys and values."""
+        num_rows, num_keys = q_nope.shape[0], piece.start + q_nope.shape[0]
+        latent_SK, k_rope_SR = rows_CW[piece.slots_S[:num_keys].to(rows_CW.device)].split([self.latent, self.rope], -1)
+        kv_SHX = self.up(latent_SK.contiguous()).unflatten(-1, (self.num_heads, -1))
+        k_nope_SHA, v_SHV = kv_SHX.split([self.nope, self.v_width], dim=-1)
+        k_SHQ = torch.cat([k_nope_SHA, k_rope_SR.unsqueeze(1).expand(-1, self.num_heads, -1)], dim=-1)
+        q_THQ = _at_least(torch.cat([q_nope, q_rope], dim=-1), MIN_ROWS)
+        logits_HTS = torch.bmm(q_THQ.transpose(0, 1), k_SHQ.permute(1, 2, 0)).float() * self.scale
+        future_TS = torch.full((num_rows, num_keys), float("-inf"), device=rows_CW.device).triu_(piece.start + 1)
+        logits_HTS[:, :num_rows] += future_TS
+        weights_HTS = logits_HTS.softmax(-1).to(rows_CW.dtype)
+        out_HTV = torch.bmm(weights_HTS, v_SHV.transpose(0, 1))
+        return out_HTV.transpose(0, 1)[:num_rows].flatten(1)
+
+
+class _Mixture:
+    def __init__(self, mixture: MixtureOfExperts, dtype: torch.dtype) -> None:
+        self.router = mixture.gate.eval()
+        self.scores = Projection(mixture.gate.weight.detach().float())
+        experts = mixture.experts
+        self.experts = [
+            SwiGLU(gate.to(dtype), up.to(dtype), down.to(dtype))
+            for gate, up, down in zip(experts.gate_proj, experts.up_proj, experts.down_proj, strict=True)
+        ]
+        self.shared = _swiglu(mixture.shared_experts, dtype) if mixture.config.num_shared_experts else None
+
+    def plus(self, x_ND: Tensor, residual_ND: Tensor) -> Tensor:
+        routing = self.router.route(self.scores(x_ND.float()).sigmoid())
+        num_rows, per_token = routing.experts_TK.shape
+        expert_P, order_P = routing.experts_TK.flatten().sort(stable=True)
+        x_PD = x_ND[order_P // per_token]
+        counts = torch.bincount(expert_P, minlength=len(self.experts)).tolist()
+        parts: list[Tensor] = []
+        start = 0
+        for expert, count in zip(self.experts, counts, strict=True):
+            if count:
+                parts.append(expert(x_PD[start : start + count]))
+                start += count
+        y_PD = torch.empty_like(x_PD)
+        y_PD[order_P] = torch.cat(parts)
+        routed_ND = torch.bmm(routing.weights_TK.unsqueeze(1), y_PD.view(num_rows, per_token, -1).float()).squeeze(1)
+        out_ND = residual_ND + routed_ND.to(residual_ND.dtype)
+        return out_ND if self.shared is None else self.shared.plus(x_ND, out_ND)
+
+
+def _swiglu(feed_forward: FeedForward, dtype: torch.dtype) -> SwiGLU:
+    gate, up, down = feed_forward.gate_proj, feed_forward.up_proj, feed_forward.down_proj
+    return SwiGLU(gate.weight.to(dtype), up.weight.to(dtype), down.weight.to(dtype))
+
+
+def _turn(x_NxR: Tensor, turns_N1C: Tensor) -> Tensor:
+    """Rotate the pairs (2i, 2i + 1) by their angles; they stay where they are, in queries and keys alike."""
+    pairs = torch.view_as_complex(x_NxR.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns_N1C).flatten(-2).to(x_NxR.dtype)
+
+
+def _at_least(x: Tensor, num_rows: int) -> Tensor:
+    """`x` with zero rows appended up to `num_rows`, where float32 products need them."""
+    if x.dtype is not torch.float32 or x.shape[0] >= num_rows:
+        return x
+    return torch.cat([x, x.new_zeros(num_rows - x.shape[0], *x.shape[1:])])

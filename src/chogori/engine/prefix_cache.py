@@ -1,0 +1,136 @@
+"""Blocks of the latent cache: who holds them, and which prefix of which prompt they contain.
+
+A radix tree over whole blocks: a node is a block's tokens behind its parent's, so that a path from the root spells a
+prefix. A block is held by the answers that use it; a block that nobody holds stays in the tree until its place is
+needed, the least recently used leaf first. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One cached block in the tree."""
+
+    parent: Node | None
+    tokens: tuple[int, ...]
+    block: int
+    exact: bool
+    """Whether reading the prompt again would give the same latents to the last bit: true of prompts that were read,
+    not of tokens that were produced, whose latents another form of attention computed."""
+    holders: int = 0
+    children: dict[tuple[int, ...], Node] = field(default_factory=dict["tuple[int, ...]", "Node"])
+
+
+class PrefixCache:
+    """All blocks but block 0, which is left to padding.
+
+    Args:
+        num_blocks: blocks in the cache, block 0 included.
+        block_tokens: tokens per block.
+    """
+
+    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self.num_blocks = num_blocks - 1
+        self._free = list(range(num_blocks - 1, 0, -1))
+        self._root = Node(None, (), 0, True)
+        # Leaves that nobody holds, least recently used first.
+        self._idle_leaves: OrderedDict[int, Node] = OrderedDict()
+        self._num_idle = 0
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be taken: free ones, and cached ones that nobody holds."""
+        return len(self._free) + self._num_idle
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that hold a prefix which nobody uses at the moment."""
+        return self._num_idle
+
+    def match(self, tokens: Sequence[int], *, exact_only: bool = False) -> list[Node]:
+        """The longest path of cached blocks that `tokens` begins with."""
+        path: list[Node] = []
+        node = self._root
+        for start in range(0, len(tokens) - self.block_tokens + 1, self.block_tokens):
+            found = node.children.get(tuple(tokens[start : start + self.block_tokens]))
+            if found is None or (exact_only and not found.exact):
+                break
+            path.append(found)
+            node = found
+        return path
+
+    def hold(self, path: Sequence[Node]) -> None:
+        """Keep the blocks of `path` until `release`."""
+        for node in path:
+            if node.holders == 0:
+                self._num_idle -= 1
+                self._idle_leaves.pop(node.block, None)
+            node.holders += 1
+
+    def release(self, path: Sequence[Node]) -> None:
+        """Undo `hold`, or the holding that `insert` began."""
+        # From the end: a parent is a leaf only after its children, and is evicted only after them.
+        for node in reversed(path):
+            node.holders -= 1
+            if node.holders == 0:
+                self._num_idle += 1
+                if not node.children:
+                    self._idle_leaves[node.block] = node
+
+    def take(self, count: int) -> list[int]:
+        """Blocks for new tokens; cached prefixes give way. The caller has checked `num_available`."""
+        while len(self._free) < count:
+            self._evict()
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """Blocks that were taken and not inserted."""
+        self._free.extend(reversed(blocks))
+
+    def insert(self, parent: Node | None, tokens: tuple[int, ...], block: int, *, exact: bool) -> Node | None:
+        """Make a full block findable behind `parent` (None for the root); the caller holds it through the node.
+
+        Returns None when another block already spells the same prefix: the caller keeps its own to itself.
+        """
+        parent = parent or self._root
+        known = parent.children.get(tokens)
+        if known is not None:
+            return None
+        node = Node(parent, tokens, block, exact and parent.exact, holders=1)
+        parent.children[tokens] = node
+        self._idle_leaves.pop(parent.block, None)
+        return node
+
+    def clear(self) -> None:
+        """Forget every prefix that nobody uses."""
+        while self._num_idle:
+            self._evict()
+
+    def _evict(self) -> None:
+        block, node = self._idle_leaves.popitem(last=False)
+        self._num_idle -= 1
+        self._free.append(block)
+        parent = node.parent
+        assert parent is not None
+        del parent.children[node.tokens]
+        if parent is not self._root and parent.holders == 0 and not parent.children:
+            self._idle_leaves[parent.block] = parent
+            # It was used at least as recently as its child was inserted, and at most as recently as now.
+            self._idle_leaves.move_to_end(parent.block, last=False)
+
+
+def num_blocks_for(num_tokens: int, block_tokens: int) -> int:
+    """Blocks that hold `num_tokens`."""
+    return -(-num_tokens // block_tokens)
+
+
+def slots_of(blocks: Sequence[int], block_tokens: int) -> list[int]:
+    """Rows of the cache that the tokens of `blocks` occupy, in order."""
+    return list(itertools.chain.from_iterable(range(b * block_tokens, (b + 1) * block_tokens) for b in blocks))

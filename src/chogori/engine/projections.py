@@ -1,0 +1,66 @@
+"""A weight matrix made ready for products with few rows.
+
+On a CPU oneDNN keeps the weight in the order its kernels read, which saves half the time of a small product, and
+applies what follows the product while the result is still in registers. Its results for a row do not depend on how many
+other rows there are, in bfloat16 and in float32, which PyTorch's own float32 product does not promise: this is what
+makes an answer independent of the batch it was computed in (tests/engine/test_forward.py, LOG 2026-11-24).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_ops = torch.ops.mkldnn
+
+
+class Projection:
+    """y = x·Wᵀ for rows x [N, K] and a weight W [M, K], both of one type."""
+
+    def __init__(self, weight_MK: Tensor) -> None:
+        weight_MK = weight_MK.detach().contiguous()
+        self.out_features = weight_MK.shape[0]
+        self._packed = weight_MK.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self._weight = cast(Tensor, _ops._reorder_linear_weight(weight_MK)) if self._packed else weight_MK
+
+    def __call__(self, x_NK: Tensor) -> Tensor:
+        if self._packed:
+            return _ops._linear_pointwise(x_NK, self._weight, None, "none", [], "")
+        return functional.linear(x_NK, self._weight)
+
+    def silu(self, x_NK: Tensor) -> Tensor:
+        """silu(x·Wᵀ)."""
+        if self._packed:
+            return _ops._linear_pointwise(x_NK, self._weight, None, "swish", [], "none")
+        return functional.silu(functional.linear(x_NK, self._weight))
+
+    def times(self, x_NK: Tensor, factor_NM: Tensor) -> Tensor:
+        """x·Wᵀ, each number multiplied by its factor."""
+        if self._packed:
+            return _ops._linear_pointwise.binary(x_NK, factor_NM, self._weight, None, "mul")
+        return functional.linear(x_NK, self._weight) * factor_NM
+
+    def plus(self, x_NK: Tensor, addend_NM: Tensor) -> Tensor:
+        """x·Wᵀ + addend."""
+        if self._packed:
+            return _ops._linear_pointwise.binary(x_NK, addend_NM, self._weight, None, "add")
+        return functional.linear(x_NK, self._weight) + addend_NM
+
+
+class SwiGLU:
+    """down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> None:
+        self.gate = Projection(gate_FD)
+        self.up = Projection(up_FD)
+        self.down = Projection(down_DF)
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        return self.down(self.up.times(x_ND, self.gate.silu(x_ND)))
+
+    def plus(self, x_ND: Tensor, addend_ND: Tensor) -> Tensor:
+        """The result added to `addend_ND`."""
+        return self.down.plus(self.up.times(x_ND, self.gate.silu(x_ND)), addend_ND)

@@ -1,0 +1,104 @@
+"""What one step of the engine computes, as rows: one for each running answer, many for each piece of a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SPAN_TOKENS = 128
+"""Keys of a decoding row are padded to a multiple of this; answers of one padded length share their products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeRow:
+    """The newest token of an answer."""
+
+    token: int
+    position: int
+    slots_S: Tensor
+    """Cache rows of its tokens in order, int64; at least `position` + 1, padded with row 0 to whole spans."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPiece:
+    """Consecutive tokens of one prompt."""
+
+    tokens: list[int]
+    start: int
+    """Position of the first."""
+    slots_S: Tensor
+    """Cache rows of its tokens in order, int64; at least `start` + len(tokens)."""
+    wants_logits: bool
+    """Whether this piece ends the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeGroup:
+    """Rows whose keys have one padded length S."""
+
+    rows: slice
+    slots_BS: Tensor
+    padding_B1S: Tensor
+    """−∞ at the places behind a row's own token, float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """Rows in order: decoding ones by group, then the pieces."""
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    slots_N: Tensor
+    groups: list[DecodeGroup]
+    pieces: list[tuple[slice, PromptPiece]]
+    logit_rows_R: Tensor
+    """Rows whose logits are wanted: those of the decoding rows as they were given, then those of ended prompts."""
+
+    @classmethod
+    def of(cls, decode: list[DecodeRow], pieces: list[PromptPiece]) -> StepBatch:
+        """Lay out the rows of a step."""
+        spans = [-(-(row.position + 1) // SPAN_TOKENS) * SPAN_TOKENS for row in decode]
+        order = sorted(range(len(decode)), key=spans.__getitem__)
+        groups: list[DecodeGroup] = []
+        start = 0
+        while start < len(order):
+            span = spans[order[start]]
+            stop = start
+            while stop < len(order) and spans[order[stop]] == span:
+                stop += 1
+            members = [decode[i] for i in order[start:stop]]
+            last_B = torch.tensor([row.position for row in members])
+            hidden_BS = torch.arange(span)[None] > last_B[:, None]
+            groups.append(
+                DecodeGroup(
+                    rows=slice(start, stop),
+                    slots_BS=torch.stack([row.slots_S[:span] for row in members]),
+                    padding_B1S=torch.zeros(hidden_BS.shape).masked_fill_(hidden_BS, float("-inf")).unsqueeze(1),
+                )
+            )
+            start = stop
+        tokens = [decode[i].token for i in order]
+        positions = [decode[i].position for i in order]
+        slots = [decode[i].slots_S[decode[i].position : decode[i].position + 1] for i in order]
+        logit_rows = [0] * len(decode)
+        for row, i in enumerate(order):
+            logit_rows[i] = row
+        placed: list[tuple[slice, PromptPiece]] = []
+        for piece in pieces:
+            first, stop = len(tokens), len(tokens) + len(piece.tokens)
+            placed.append((slice(first, stop), piece))
+            tokens += piece.tokens
+            positions += range(piece.start, piece.start + len(piece.tokens))
+            slots.append(piece.slots_S[piece.start : piece.start + len(piece.tokens)])
+            if piece.wants_logits:
+                logit_rows.append(stop - 1)
+        return cls(
+            tokens_N=torch.tensor(tokens),
+            positions_N=torch.tensor(positions),
+            slots_N=torch.cat(slots),
+            groups=groups,
+            pieces=placed,
+            logit_rows_R=torch.tensor(logit_rows, dtype=torch.int64),
+        )
