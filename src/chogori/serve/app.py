@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
@@ -15,11 +16,14 @@ from starlette.exceptions import HTTPException
 
 from chogori import __version__
 from chogori.errors import ChogoriError
+from chogori.serve import probes
 from chogori.serve.api_errors import ApiError, api_error_of
 from chogori.serve.backend import Backend
 from chogori.serve.envelope import BodyLimit, Envelope, request_id
+from chogori.serve.file_store import FileStore
 from chogori.serve.lifecycle import Lifecycle
 from chogori.serve.metrics import Metrics
+from chogori.serve.openai import api as openai_api
 from chogori.serve.openai.errors import error_body as openai_error_body
 from chogori.serve.settings import ServeSettings
 
@@ -27,14 +31,6 @@ MULTIPART_OVERHEAD_BYTES = 64_000
 LOOPBACK_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 """Pages that this machine serves, on any port: the chat page under development, a notebook."""
 EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "x-chogori-ignored", "retry-after", "request-id"]
-
-router = APIRouter()
-
-
-@router.get("/health", tags=["server"])
-async def health() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
 
 
 def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
@@ -53,9 +49,12 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.lifecycle = lifecycle
+    app.state.files = FileStore(settings.data_dir / "files")
+    app.state.fingerprint = _fingerprint(backend)
 
-    app.include_router(router)
-    for name in ("chogori.serve.openai.api", "chogori.serve.anthropic.api", "chogori.serve.responses.api"):
+    app.include_router(probes.router)
+    app.include_router(openai_api.router)
+    for name in ("chogori.serve.anthropic.api", "chogori.serve.responses.api"):
         if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
             app.include_router(importlib.import_module(name).router)
 
@@ -78,6 +77,12 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     )
     app.add_middleware(Envelope, metrics=metrics, render_error=_render_error)
     return app
+
+
+def _fingerprint(backend: Backend) -> str:
+    """OpenAI's `system_fingerprint`: as long as it stays, one seed gives one answer."""
+    names = " ".join([__version__, *(f"{model.id} {model.created}" for model in backend.models)])
+    return f"fp_{hashlib.sha256(names.encode()).hexdigest()[:10]}"
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

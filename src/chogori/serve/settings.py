@@ -39,6 +39,8 @@ class ServeSettings:
     model_aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     """Further names that requests may use, and the served model that each stands for: for clients whose model name
     cannot be changed. A name that is neither a model nor an alias is answered with 404, as OpenAI does."""
+    default_temperature: float = 0.6
+    """Of conversations that ask for none: what K2's README recommends. OpenAI's own default is 1."""
     anthropic_temperature_factor: float = 0.6
     """Temperatures of Anthropic requests are multiplied by this, as Moonshot's API does (K2 README); 1 for as asked."""
 
@@ -47,6 +49,7 @@ class ServeSettings:
         _check("drain_timeout_s", self.drain_timeout_s, self.drain_timeout_s >= 0, "0 or more seconds")
         _check("max_body_bytes", self.max_body_bytes, self.max_body_bytes >= 1000, "at least 1000 bytes")
         _check("max_file_bytes", self.max_file_bytes, self.max_file_bytes >= 1, "at least 1 byte")
+        _check("default_temperature", self.default_temperature, 0 <= self.default_temperature <= 2, "0 to 2")
         factor = self.anthropic_temperature_factor
         _check("anthropic_temperature_factor", factor, 0 < factor <= 1, "above 0 and at most 1")
 

@@ -29,11 +29,12 @@ def validity_of(tool: ToolSpec | None, arguments: str) -> Validity:
         return "unchecked"
     # Heavy, and needed by the first tool call only.
     from jsonschema import Draft202012Validator
+    from jsonschema.protocols import Validator
     from referencing import Registry
 
     try:
         # An empty registry: the default one would fetch what `$ref` names from the network.
-        validator = Draft202012Validator(dict(tool.parameters), registry=Registry())
+        validator: Validator = Draft202012Validator(dict(tool.parameters), registry=Registry())
         return "valid" if validator.is_valid(value) else "schema_violation"
     except Exception:
         # Whatever the validator stumbles over is in the client's schema, and an answer must not fail by being counted.
