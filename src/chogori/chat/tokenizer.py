@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -39,6 +40,9 @@ _MAX_CHUNK_CHARS = 400_000
 _MAX_RUN_CHARS = 25_000
 _LONG_RUN = re.compile(rf"(?<!\s)\s{{{_MAX_RUN_CHARS + 1}}}|(?<!\S)\S{{{_MAX_RUN_CHARS + 1}}}")
 _RUN_PIECE = re.compile(rf"\s{{1,{_MAX_RUN_CHARS}}}|\S{{1,{_MAX_RUN_CHARS}}}")
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""The chat template's file, here and in the folder of a saved tokenizer."""
 
 _MODEL_MAX_LENGTH = 131_072  # K2's context, in tokens
 _MAX_THREADS = 8
@@ -115,7 +119,7 @@ class Tokenizer:
         return cls(ranks, special_tokens.full_table(len(ranks)))
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` loads.
+        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, for `transformers.AutoTokenizer`.
 
         It encodes as this one does, save that transformers turns marker text into special ids, and does not cut texts
         beyond 400,000 characters as K2 does. Raises StorageError when the folder cannot be written.
@@ -158,6 +162,7 @@ class Tokenizer:
         return {
             "tokenizer.json": whole.to_str(pretty=True).encode(),
             "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+            CHAT_TEMPLATE: resources.files("chogori.chat").joinpath(CHAT_TEMPLATE).read_bytes(),
         }
 
     # ---- using one --------------------------------------------------------------------------------------------
