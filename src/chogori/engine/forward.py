@@ -63,7 +63,7 @@ class ServedModel:
         """Store the latents of all rows and return the logits of those that want them, float32 [wanted, vocabulary]."""
         device = self.device
         turns_N1C = self._turns_TC[batch.positions_N.to(device)].unsqueeze(1)
-        x_ND = self._embedding_VD[batch.tokens_N.to(device)]
+        x_ND = _rows(self._embedding_VD, batch.tokens_N)
         for layer, rows_CW in zip(self._layers, latents.rows_LCW, strict=True):
             x_ND = layer(x_ND, turns_N1C, batch, rows_CW)
         if not batch.logit_rows_R.numel():
@@ -119,7 +119,7 @@ class _Attention:
         q_nope_NHA, q_rope_NHR = query_NQ.unflatten(-1, (self.num_heads, -1)).split([self.nope, self.rope], dim=-1)
         q_rope_NHR = _turn(q_rope_NHR, turns_N1C)
         new_NW = torch.cat([self.latent_norm(latent_NK), _turn(rope_NR.unsqueeze(1), turns_N1C).squeeze(1)], dim=-1)
-        rows_CW[batch.slots_N.to(rows_CW.device)] = new_NW
+        rows_CW.index_copy_(0, batch.slots_N.to(rows_CW.device), new_NW)
         parts: list[Tensor] = []
         if batch.groups:
             num_decoding = batch.groups[-1].rows.stop
@@ -136,18 +136,19 @@ class _Attention:
         q_NHW = torch.cat([q_HNK.transpose(0, 1)[:num_rows], q_rope], dim=-1)
         mixed: list[Tensor] = []
         for group in groups:
-            keys_BSW = rows_CW[group.slots_BS.to(rows_CW.device)]
+            keys_BSW = _rows(rows_CW, group.slots_BS)
             logits_BHS = torch.bmm(q_NHW[group.rows], keys_BSW.mT).float() * self.scale
             weights_BHS = logits_BHS.add_(group.padding_B1S.to(rows_CW.device)).softmax(-1).to(rows_CW.dtype)
-            mixed.append(torch.bmm(weights_BHS, keys_BSW[..., : self.latent]))
-        mixed_NHK = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+            # Over the rotary part too, which is dropped: a slice of the keys would be copied first.
+            mixed.append(torch.bmm(weights_BHS, keys_BSW))
+        mixed_NHK = (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[..., : self.latent]
         out_HNV = torch.bmm(_at_least(mixed_NHK, MIN_ROWS).transpose(0, 1), self.w_uv_HKV)
         return out_HNV.transpose(0, 1)[:num_rows].flatten(1)
 
     def _read(self, q_nope: Tensor, q_rope: Tensor, piece: PromptPiece, rows_CW: Tensor) -> Tensor:
         """The expanded form: latents become full keys and values."""
         num_rows, num_keys = q_nope.shape[0], piece.start + q_nope.shape[0]
-        latent_SK, k_rope_SR = rows_CW[piece.slots_S[:num_keys].to(rows_CW.device)].split([self.latent, self.rope], -1)
+        latent_SK, k_rope_SR = _rows(rows_CW, piece.slots_S[:num_keys]).split([self.latent, self.rope], dim=-1)
         kv_SHX = self.up(latent_SK.contiguous()).unflatten(-1, (self.num_heads, -1))
         k_nope_SHA, v_SHV = kv_SHX.split([self.nope, self.v_width], dim=-1)
         k_SHQ = torch.cat([k_nope_SHA, k_rope_SR.unsqueeze(1).expand(-1, self.num_heads, -1)], dim=-1)
@@ -175,7 +176,7 @@ class _Mixture:
         routing = self.router.route(self.scores(x_ND.float()).sigmoid())
         num_rows, per_token = routing.experts_TK.shape
         expert_P, order_P = routing.experts_TK.flatten().sort(stable=True)
-        x_PD = x_ND[order_P // per_token]
+        x_PD = x_ND.index_select(0, order_P // per_token)
         counts = torch.bincount(expert_P, minlength=len(self.experts)).tolist()
         parts: list[Tensor] = []
         start = 0
@@ -183,11 +184,15 @@ class _Mixture:
             if count:
                 parts.append(expert(x_PD[start : start + count]))
                 start += count
-        y_PD = torch.empty_like(x_PD)
-        y_PD[order_P] = torch.cat(parts)
+        y_PD = torch.empty_like(x_PD).index_copy_(0, order_P, torch.cat(parts))
         routed_ND = torch.bmm(routing.weights_TK.unsqueeze(1), y_PD.view(num_rows, per_token, -1).float()).squeeze(1)
         out_ND = residual_ND + routed_ND.to(residual_ND.dtype)
         return out_ND if self.shared is None else self.shared.plus(x_ND, out_ND)
+
+
+def _rows(table_CW: Tensor, indices: Tensor) -> Tensor:
+    """Rows of a table, […, W] for indices […]: whole rows are copied, five times as fast as by indexing."""
+    return table_CW.index_select(0, indices.to(table_CW.device).flatten()).unflatten(0, indices.shape)
 
 
 def _swiglu(feed_forward: FeedForward, dtype: torch.dtype) -> SwiGLU:
