@@ -18,6 +18,8 @@ VERBS = {
     "train": "Train a model by a recipe, or continue a run",
     "sample": "Continue a prompt with a trained model, or talk to it line by line",
     "report": "Draw the plots and the report of a run anew",
+    "serve": "Serve a model by OpenAI's and Anthropic's APIs",
+    "chat": "Talk to a model in the terminal",
 }
 
 # Packages that only the "train" extra installs.
