@@ -63,8 +63,8 @@ class ModelName:
         if not folder.is_dir():
             near = did_you_mean(text, [preset + RANDOM_SUFFIX for preset in PRESETS])
             raise ConfigError(
-                f"model is {text!r}, and there is no such folder{near}; expected a run such as runs/nano (chogori train nano "
-                f"makes it), a Hugging Face folder, or a preset with random weights such as tiny{RANDOM_SUFFIX}"
+                f"model is {text!r}, and there is no such folder; expected a run such as runs/nano (chogori train nano "
+                f"makes it), a Hugging Face folder, or a preset with random weights such as tiny{RANDOM_SUFFIX}{near}"
             )
         return cls(folder=folder, preset=None)
 
