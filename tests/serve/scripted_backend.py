@@ -19,6 +19,7 @@ from chogori.chat.completer import (
     ToolCallDelta,
     Usage,
 )
+from chogori.chat.program import ProgramCompleter
 from chogori.serve.backend import Gauges, ModelCard
 
 Asked = ChatRequest | TextRequest
@@ -53,7 +54,10 @@ class ScriptedCompleter:
     num_cancelled: int = 0
     num_events: int = 0
 
-    async def stream(self, request: Asked) -> AsyncGenerator[Event]:
+    def stream(self, request: Asked) -> AsyncGenerator[Event]:
+        return ProgramCompleter(self._counted).stream(request)
+
+    async def _counted(self, request: Asked) -> AsyncGenerator[Event]:
         self.asked.append(request)
         self.num_running += 1
         whole = False

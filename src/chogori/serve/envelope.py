@@ -86,6 +86,7 @@ class BodyLimit:
             await response(scope, receive, _lingering(receive, send))
             return
         num_bytes = 0
+        started = False
 
         async def receive_limited() -> Message:
             nonlocal num_bytes
@@ -95,7 +96,21 @@ class BodyLimit:
                 raise _too_large(limit)
             return message
 
-        await self._app(scope, receive_limited, send)
+        async def send_unless_too_large(message: Message) -> None:
+            # Whoever read the body may have made its own error of ours.
+            nonlocal started
+            if started or num_bytes <= limit:
+                started = True
+                await send(message)
+
+        try:
+            await self._app(scope, receive_limited, send_unless_too_large)
+        except ApiError:
+            if started or num_bytes <= limit:
+                raise
+        if num_bytes > limit and not started:
+            response = self._render_error(Request(scope), _too_large(limit))
+            await response(scope, receive, _lingering(receive, send))
 
 
 def _too_large(limit: int) -> ApiError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from chogori.chat.messages import JSON, ToolSpec
 
@@ -29,12 +29,11 @@ def validity_of(tool: ToolSpec | None, arguments: str) -> Validity:
         return "unchecked"
     # Heavy, and needed by the first tool call only.
     from jsonschema import Draft202012Validator
-    from jsonschema.protocols import Validator
     from referencing import Registry
 
     try:
         # An empty registry: the default one would fetch what `$ref` names from the network.
-        validator: Validator = Draft202012Validator(dict(tool.parameters), registry=Registry())
+        validator = cast(Any, Draft202012Validator(dict(tool.parameters), registry=Registry()))  # partly untyped
         return "valid" if validator.is_valid(value) else "schema_violation"
     except Exception:
         # Whatever the validator stumbles over is in the client's schema, and an answer must not fail by being counted.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from chogori.chat.completer import ChatRequest, JsonFormat, NamedTool, ToolChoice
 from chogori.chat.messages import JSON, Message, ToolSpec, messages_from_openai, tools_from_openai
 from chogori.errors import MessageError, RequestError
-from chogori.serve.openai.parameters import SamplingParameters, Tokens
+from chogori.serve.openai.parameters import SamplingParameters, Tokens, Whole
 from chogori.serve.openai.wire_schemas import MESSAGE, TOOL
 
 MAX_TOOLS = 128
@@ -72,7 +72,7 @@ class ChatCompletionRequest(SamplingParameters):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
     store: bool | None = Field(None, description="Only false: completions are not kept.")
     modalities: list[Literal["text"]] | None = None
 

@@ -21,7 +21,7 @@ FORMATS_THAT_LOOK_LIKE_TEXT = (b"%PDF-", b"{\\rtf")
 router = APIRouter(tags=["files"])
 
 
-@router.post("/v1/files", responses=errors(400, 413, 415, 422, 500))
+@router.post("/v1/files", responses=errors(400, 413, 415, 500))
 async def create_file(
     request: Request,
     file: Annotated[UploadFile, File(description="At most 100 MB.")],
@@ -40,7 +40,7 @@ async def create_file(
     return _file_object(await run_in_threadpool(store))
 
 
-@router.get("/v1/files", responses=errors(400, 404, 422))
+@router.get("/v1/files", responses=errors(400, 404))
 async def list_files(
     request: Request,
     purpose: Purpose | None = None,
@@ -67,13 +67,13 @@ async def list_files(
     )
 
 
-@router.get("/v1/files/{file_id}", responses=errors(404, 422))
+@router.get("/v1/files/{file_id}", responses=errors(404))
 async def retrieve_file(request: Request, file_id: str) -> FileObject:
     """What is known of a file."""
     return _file_object(await run_in_threadpool(_files(request).get, file_id))
 
 
-@router.delete("/v1/files/{file_id}", responses=errors(404, 422, 500))
+@router.delete("/v1/files/{file_id}", responses=errors(404, 500))
 async def delete_file(request: Request, file_id: str) -> FileDeleted:
     """Remove a file."""
     await run_in_threadpool(_files(request).delete, file_id)
@@ -85,7 +85,7 @@ async def delete_file(request: Request, file_id: str) -> FileDeleted:
     response_class=FileResponse,
     responses={
         200: {"content": {"text/plain": {}, "application/octet-stream": {}}, "description": "The file."},
-        **errors(404, 422),
+        **errors(404),
     },
 )
 async def retrieve_file_content(request: Request, file_id: str) -> FileResponse:

@@ -18,7 +18,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=[_model_object(card) for card in backend.models])
 
 
-@router.get("/v1/models/{model:path}", responses=errors(404, 422))
+@router.get("/v1/models/{model:path}", responses=errors(404))
 async def retrieve_model(request: Request, model: str) -> ModelObject:
     """A served model, by its id or an alias."""
     return _model_object(served_model(request, model))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from chogori.chat.completer import Sampling
 from chogori.errors import RequestError
@@ -30,8 +30,28 @@ WITHOUT_EFFECT = frozenset({
 """Accepted and named in the `x-chogori-ignored` header: they change where or how fast a request runs, who is billed, or
 how long a model thinks, and K2 does not think at length. Prefixes are cached without being told."""
 
-Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+def _integral(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_integral)
+"""Takes 3.0 for 3: the same number in JSON, and some clients write it so. Stands after the bounds, so that the document
+keeps them."""
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
 Stop = str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=5)]
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(json_schema_extra={"additionalProperties": False}),
+]
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds besides the answer."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    include_usage: bool | None = Field(None, description="A last chunk with the usage and no choices.")
+    include_obfuscation: bool | None = Field(None, description="Has no effect: chunks are never padded.")
 
 
 class SamplingParameters(BaseModel):
@@ -45,21 +65,17 @@ class SamplingParameters(BaseModel):
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = Field(None, description="-1 or 0 for all tokens.")
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), Whole] | None = Field(None, description="-1 or 0 for all tokens.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = Field(None, description="Token ids, and what is added to their logits.")
+    logit_bias: LogitBias | None = Field(None, description="Token ids, and what is added to their logits.")
     stop: Stop | None = Field(None, description="Up to 5 texts before which the answer ends.")
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Whole] | None = Field(None, description="Any whole number; taken modulo 2**63.")
+    n: Annotated[int, Field(ge=1, le=128), Whole] | None = None
     stream: bool | None = None
-    stream_options: dict[str, bool] | None = Field(
-        None, description="`include_usage`: a last chunk with the usage and no choices."
-    )
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     ignore_eos: bool | None = Field(None, description="Go on after an end token, up to max_tokens; for measurements.")
 
     def sampling(
@@ -78,7 +94,7 @@ class SamplingParameters(BaseModel):
             repetition_penalty=_or(self.repetition_penalty, 1.0),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             stop=tuple(text for text in stop if text),
-            seed=self.seed,
+            seed=None if self.seed is None else self.seed % 2**63,  # what generators take
             num_choices=_or(self.n, 1),
             logprobs=logprobs,
             top_logprobs=top_logprobs,
@@ -92,13 +108,7 @@ class SamplingParameters(BaseModel):
             return False
         if not self.stream:
             raise RequestError("stream_options is set, but stream is not true", field="stream_options")
-        unknown = sorted(set(self.stream_options) - {"include_usage", "include_obfuscation"})
-        if unknown:
-            raise RequestError(
-                f"stream_options.{unknown[0]} is not known; expected include_usage",
-                field=f"stream_options.{unknown[0]}",
-            )
-        return self.stream_options.get("include_usage", False)
+        return self.stream_options.include_usage is True
 
     def ignored_headers(self) -> dict[str, str]:
         """The header that names the parameters without effect. Raises the error of unknown ones, in OpenAI's words."""

@@ -29,7 +29,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error} for status in statuses}
 
 
-ANSWER_ERRORS = errors(400, 404, 413, 415, 422, 429, 500, 502, 503, 504)
+ANSWER_ERRORS = errors(400, 404, 413, 415, 429, 500, 502, 503, 504)
 
 
 class CachedTokens(BaseModel):

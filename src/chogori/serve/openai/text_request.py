@@ -8,13 +8,13 @@ from pydantic import Field
 
 from chogori.chat.completer import TextRequest
 from chogori.errors import RequestError
-from chogori.serve.openai.parameters import SamplingParameters
+from chogori.serve.openai.parameters import SamplingParameters, Whole
 
 MAX_PROMPTS = 128
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for completions."""
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Prompt = (
     str
@@ -29,10 +29,10 @@ class CompletionRequest(SamplingParameters):
 
     prompt: Prompt = Field(description="A text, token ids, or a list of either.")
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = Field(
         None, description="How many likeliest tokens to report."
     )
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Only the same as n.")
+    best_of: Annotated[int, Field(ge=1, le=128), Whole] | None = Field(None, description="Only the same as n.")
     suffix: str | None = Field(None, description="Not supported: K2 continues, it does not fill in.")
 
     def text_requests(self, *, model: str, request_id: str) -> list[TextRequest]:
