@@ -108,6 +108,14 @@ def test_transformers_knows_the_special_tokens(saved: Path, tokenizer: Tokenizer
     assert theirs.decode(marked, skip_special_tokens=True) == "".join(shown)
 
 
+def test_saved_folder_carries_the_chat_template(saved: Path, tokenizer: Tokenizer) -> None:
+    """What it renders is checked in test_template.py."""
+    assert sorted(path.name for path in saved.iterdir()) == sorted(tokenizer.files())
+    written = (saved / "chat_template.jinja").read_text(encoding="utf-8")
+    assert _auto_tokenizer(saved).chat_template == written
+    assert "## Return of " in written
+
+
 def test_special_tokens_are_the_last_ids(tokenizer: Tokenizer) -> None:
     assert [tokenizer.id_of(name) for name in K2_OFFSETS] == list(range(900 - len(K2_OFFSETS), 900))
 
