@@ -70,15 +70,22 @@ def api_error_of(error: Exception) -> ApiError:
 
 
 def _validation_error(errors: Sequence[Mapping[str, object]]) -> ApiError:
-    first = errors[0]
-    location = [part for part in cast(Sequence[str | int], first["loc"]) if part not in ("body", "query", "path")]
-    kind, words = str(first["type"]), str(first["msg"])
-    if kind == "json_invalid":
-        position = location[0] if location else 0
-        return ApiError(f"the body is not JSON: at character {position}", status=400, code="invalid_json")
-    where = path_of(location)
-    code = "missing_required_parameter" if kind == "missing" else "invalid_value"
-    return ApiError(f"{where or 'the request'}: {words}", status=400, field=where or None, code=code)
+    first = _location(errors[0])
+    if errors[0]["type"] == "json_invalid":
+        return ApiError(f"the body is not JSON: at character {first[0]}", status=400, code="invalid_json")
+    # Where a parameter may be of several types, each of them complains; who found the right type knows best.
+    complaints = [error for error in errors if _location(error)[:1] == first[:1]]
+    best = min(complaints, key=lambda error: str(error["type"]).endswith("_type"))
+    where = path_of(_location(best))
+    words = [str(error["msg"]) for error in complaints if path_of(_location(error)) == where and error is not best]
+    message = " or: ".join(dict.fromkeys([str(best["msg"]), *words]))
+    code = "missing_required_parameter" if best["type"] == "missing" else "invalid_value"
+    return ApiError(f"{where or 'the request'}: {message}", status=400, field=where or None, code=code)
+
+
+def _location(error: Mapping[str, object]) -> list[str | int]:
+    parts = cast(Sequence[str | int], error["loc"])
+    return list(parts[1:]) if parts and parts[0] in ("body", "query", "path") else list(parts)
 
 
 def path_of(location: Sequence[str | int]) -> str:
@@ -87,6 +94,6 @@ def path_of(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
+        elif part.isidentifier() and part not in ("str", "int", "float", "bool") and not part[0].isupper():
             path += f".{part}" if path else part
     return path

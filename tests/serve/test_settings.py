@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chogori.errors import ConfigError
+from chogori.serve.settings import ServeSettings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"port": 70_000}, "serve.port is 70000; expected 0 to 65535"),
+        ({"drain_timeout_s": -1}, "serve.drain_timeout_s is -1; expected 0 or more seconds"),
+        ({"max_body_bytes": 1}, "serve.max_body_bytes is 1; expected at least 1000 bytes"),
+        ({"default_temperature": 3}, "serve.default_temperature is 3; expected 0 to 2"),
+        ({"anthropic_temperature_factor": 0}, "serve.anthropic_temperature_factor is 0; expected above 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServeSettings(**changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_files_are_kept_where_the_system_keeps_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert ServeSettings().data_dir == Path("/data/chogori/serve")
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert ServeSettings().data_dir == Path("/home/ada/.local/share/chogori/serve")
