@@ -17,13 +17,14 @@ from chogori.errors import ChogoriError, ConfigError
 VERBS = {
     "train": "Train a model by a recipe, or continue a run",
     "sample": "Continue a prompt with a trained model, or talk to it line by line",
+    "export": "Write a model as llama.cpp or transformers, vLLM and SGLang read it",
     "report": "Draw the plots and the report of a run anew",
     "serve": "Serve a model by OpenAI's and Anthropic's APIs",
     "chat": "Talk to a model in the terminal",
 }
 
 # Packages that only the "train" extra installs.
-TRAIN_PACKAGES = frozenset({"torch", "safetensors", "matplotlib", "zstandard"})
+TRAIN_PACKAGES = frozenset({"torch", "safetensors", "gguf", "matplotlib", "zstandard"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
