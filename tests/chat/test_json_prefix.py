@@ -26,6 +26,7 @@ def test_json_is_taken_whole_in_any_pieces(
     assert prefix.feed(text[cut:]) == len(text) - cut
     assert not prefix.in_string
     assert not prefix.is_broken
+    assert prefix.is_complete
     assert JsonPrefix().feed(text + "\n \n?") == len(text) + 3
 
 
@@ -76,3 +77,10 @@ def test_strings_are_counted_and_their_ends_known() -> None:
     ):
         prefix.feed(text)
         assert (prefix.num_strings, prefix.in_string, prefix.at_string_end) == (num_strings, in_string, at_string_end)
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", '"a', '{"a": 1', "[1,", '{"a": [1]', '{"a":', "}", "[] x"])
+def test_an_unfinished_value_is_not_complete(text: str) -> None:
+    prefix = JsonPrefix()
+    prefix.feed(text)
+    assert not prefix.is_complete

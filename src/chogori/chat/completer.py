@@ -139,11 +139,12 @@ class TextRequest:
 class TokenLogprob:
     """A produced token and how likely the model found it, in nats."""
 
-    token_id: int
+    token_id: int | None
+    """None where an HTTP server told the token's text only."""
     text: bytes
     """Bytes of the token: possibly a part of a character."""
     logprob: float
-    top: tuple[tuple[int, bytes, float], ...] = ()
+    top: tuple[tuple[int | None, bytes, float], ...] = ()
     """The likeliest tokens: id, bytes, log-probability."""
 
 

@@ -43,6 +43,12 @@ class JsonPrefix:
         self._is_key = False
         self._is_escaped = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text so far is a whole value; a number may still go on."""
+        is_value_over = self._expect in (_Expect.COMMA_OR_END, _Expect.SCALAR)
+        return is_value_over and not self._open and not self.in_string and not self.is_broken
+
     def feed(self, text: str) -> int:
         """Go on. Returns how many characters of `text` continue the JSON: all, or those before the first that cannot.
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TypeAlias
 
@@ -28,6 +27,7 @@ from chogori.chat.completer import (
     Usage,
 )
 from chogori.chat.messages import Message, ToolCall
+from chogori.chat.token_estimate import count_prompt_tokens, num_earlier_calls, tokens_of_four_bytes
 from chogori.errors import BackendError, CompleterError, ConfigError, RequestError
 
 Answer: TypeAlias = Message | str | Sequence[ToolCall] | AsyncIterator[Event]
@@ -36,11 +36,6 @@ Answer: TypeAlias = Message | str | Sequence[ToolCall] | AsyncIterator[Event]
 Policy: TypeAlias = Callable[[ChatRequest | TextRequest], "Answer | Awaitable[Answer]"]
 
 NAME_PREFIX = "program:"
-
-
-def tokens_of_four_bytes(text: str) -> int:
-    """The tokens of a text where nobody says otherwise: one for every four bytes begun, which is near English's."""
-    return -(-len(text.encode()) // 4)
 
 
 class ProgramCompleter:
@@ -100,7 +95,7 @@ class ProgramCompleter:
         for _ in range(1, request.sampling.num_choices):
             messages.append(_message_of(await self._ask(request)))
         spoken = [self._speak(message, request) for message in messages]
-        prompt_tokens = self._prompt_tokens(request)
+        prompt_tokens = count_prompt_tokens(request, self._count_tokens)
         yield Started(prompt_tokens=prompt_tokens)
         for events in zip_longest(*(self._events(choice, what) for choice, what in enumerate(spoken))):
             for event in events:
@@ -172,16 +167,6 @@ class ProgramCompleter:
         for start in range(0, len(text), self._chunk_chars):
             yield text[start : start + self._chunk_chars]
 
-    def _prompt_tokens(self, request: ChatRequest | TextRequest) -> int:
-        if isinstance(request, TextRequest):
-            return self._count_tokens(request.prompt) if isinstance(request.prompt, str) else len(request.prompt)
-        texts = [json.dumps(tool.declaration, ensure_ascii=False) for tool in request.tools]
-        for message in request.messages:
-            texts.append(message.content)
-            for call in message.tool_calls:
-                texts += [call.name, call.arguments]
-        return sum(self._count_tokens(text) for text in texts)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Spoken:
@@ -206,12 +191,8 @@ def _message_of(answer: Answer) -> Message:
 
 def _with_ids(calls: Sequence[ToolCall], request: ChatRequest | TextRequest) -> Iterator[ToolCall]:
     """The calls; one without an id gets the one K2 would give it, counted over the conversation."""
-    messages = request.messages if isinstance(request, ChatRequest) else ()
-    first = sum(len(message.tool_calls) for message in messages)
-    for index, call in enumerate(calls, first):
-        yield (
-            call if call.id else ToolCall(id=f"functions.{call.name}:{index}", name=call.name, arguments=call.arguments)
-        )
+    for index, call in enumerate(calls, num_earlier_calls(request)):
+        yield call if call.id else replace(call, id=f"functions.{call.name}:{index}")
 
 
 def _cut_at_stop(text: str, sampling: Sampling) -> tuple[str, str | None]:
