@@ -16,11 +16,6 @@ def server(serve: Serve) -> LiveServer:
     return serve(ScriptedBackend.saying("Hi"), max_file_bytes=100_000)
 
 
-@pytest.fixture(scope="module")
-def shared(serve_for_module: Serve) -> LiveServer:
-    return serve_for_module(ScriptedBackend.saying("Hi"))
-
-
 @pytest.fixture
 def client(server: LiveServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
@@ -102,7 +97,7 @@ def test_uploads_that_are_none(server: LiveServer) -> None:
 @pytest.mark.parametrize(
     "file_id", ["..%2F..%2Fetc%2Fpasswd", "file-..", "file-" + "0" * 32, "%00", "FILE-" + "a" * 32]
 )
-def test_ids_lead_nowhere_else(shared: LiveServer, file_id: str) -> None:
+def test_ids_lead_nowhere_else(server_for_module: LiveServer, file_id: str) -> None:
     for suffix in ("", "/content"):
-        assert httpx.get(f"{shared.url}/v1/files/{file_id}{suffix}").status_code == 404
-    assert httpx.delete(f"{shared.url}/v1/files/{file_id}").status_code == 404
+        assert httpx.get(f"{server_for_module.url}/v1/files/{file_id}{suffix}").status_code == 404
+    assert httpx.delete(f"{server_for_module.url}/v1/files/{file_id}").status_code == 404

@@ -20,11 +20,6 @@ def client_of(server: LiveServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=20)
 
 
-@pytest.fixture(scope="module")
-def shared(serve_for_module: Serve) -> LiveServer:
-    return serve_for_module(ScriptedBackend.saying("Hi"))
-
-
 def post(server: LiveServer, **body: object) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/completions", json={"model": "kimi-test", "prompt": "a", **body}, timeout=20)
 
@@ -119,8 +114,8 @@ def test_usage_of_a_stream_is_summed_over_prompts(serve: Serve) -> None:
         ({"messages": []}, "messages", "Unrecognized request argument supplied: messages"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(shared: LiveServer, body: dict[str, object], param: str, words: str) -> None:
-    response = post(shared, **body)
+def test_what_cannot_be_is_refused_by_name(serve: Serve, body: dict[str, object], param: str, words: str) -> None:
+    response = post(serve(ScriptedBackend.saying("Hi")), **body)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
