@@ -16,6 +16,7 @@ from chogori.errors import MessageError
 from tests.chat.conversations import random_conversation, random_tools
 
 DEFAULT = f"<|im_system|>system<|im_middle|>{DEFAULT_SYSTEM}<|im_end|>"
+CALLING = Message(role="assistant", tool_calls=(ToolCall(id="functions.f:0", name="f", arguments="{}"),))
 ASKED = "<|im_user|>user<|im_middle|>Hi<|im_end|>"
 
 
@@ -67,6 +68,8 @@ def test_any_text_comes_back(tokenizer: Tokenizer, texts: list[str]) -> None:
         [Message(role="assistant", name="critic", partial=True)],
         [Message(role="user", name="system"), Message(role="user", name="tool_declare")],
         [Message(role="user"), Message(role="system", name="tool", content="## Return to the office")],
+        [Message(role="user"), Message(role="system", name="note", content="## Return of functions.f:0\nx")],
+        [CALLING, Message(role="system", content="## Return of functions.f:0\nx")],
     ],
 )
 def test_messages_that_look_like_what_the_template_adds(tokenizer: Tokenizer, messages: list[Message]) -> None:
@@ -75,14 +78,13 @@ def test_messages_that_look_like_what_the_template_adds(tokenizer: Tokenizer, me
 
 
 def test_what_the_format_does_not_tell_apart_renders_the_same() -> None:
-    call = Message(role="assistant", tool_calls=(ToolCall(id="functions.f:0", name="f", arguments="{}"),))
     for messages, read in (
         ([Message(role="system", content=DEFAULT_SYSTEM), Message(role="user")], [Message(role="user")]),
         ([Message(role="user", name="user")], [Message(role="user")]),
         ([Message(role="user"), Message(role="assistant", partial=True)], [Message(role="user")]),
         (
-            [call, Message(role="system", name="note", content="## Return of functions.f:0\nx")],
-            [call, Message(role="tool", name="note", content="x", tool_call_id="functions.f:0")],
+            [CALLING, Message(role="system", name="note", content="## Return of functions.f:0\nx")],
+            [CALLING, Message(role="tool", name="note", content="x", tool_call_id="functions.f:0")],
         ),
     ):
         text = render_text(messages)
