@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chogori.chat import Message, ToolCall
-from chogori.chat.tool_ids import called_name, canonical_tool_ids, tool_call_id
+from chogori.chat.tool_ids import canonical_tool_ids, tool_call_id
 from chogori.errors import MessageError
 from tests.chat.conversations import random_conversation
 
@@ -132,15 +132,3 @@ def test_long_conversations_take_linear_time() -> None:
     assert ids.next_index == num_calls
     answered = [message.tool_call_id for message in canonical[num_calls:]]
     assert answered == [tool_call_id("f", index) for index in reversed(range(num_calls))]
-
-
-@given(st.text(min_size=1), st.integers(0, 10**6))
-def test_id_names_its_tool(name: str, index: int) -> None:
-    assert called_name(tool_call_id(name, index)) == (name, True)
-
-
-def test_ids_without_prefix_or_index() -> None:
-    assert called_name("functions.search.web") == ("search.web", True)
-    assert called_name("search-web:12") == ("search-web", True)
-    assert called_name("search") == ("search", False)
-    assert called_name("") == ("", False)

@@ -14,39 +14,29 @@ from typing import NamedTuple, cast
 from chogori.chat.messages import Message, Role, ToolCall, ToolSpec, tools_from_openai
 from chogori.chat.special_tokens import IM_END
 from chogori.chat.template import (
-    CALL_ARGUMENTS,
-    CALL_BEGIN,
-    CALL_END,
     DEFAULT_SYSTEM,
     IM_ASSISTANT,
     IM_MIDDLE,
     IM_SYSTEM,
     IM_USER,
     RESULT_HEADING,
-    SECTION_BEGIN,
-    SECTION_END,
     TOOL_DECLARE,
 )
 from chogori.chat.tokenizer import Tokenizer
-from chogori.chat.tool_ids import called_name, canonical_tool_ids
+from chogori.chat.tool_call_events import Marker, name_of
+from chogori.chat.tool_ids import canonical_tool_ids
 from chogori.errors import MessageError
 
-_MARKERS = (
-    IM_SYSTEM,
-    IM_USER,
-    IM_ASSISTANT,
-    IM_MIDDLE,
-    IM_END,
-    SECTION_BEGIN,
-    SECTION_END,
-    CALL_BEGIN,
-    CALL_ARGUMENTS,
-    CALL_END,
+_SECTION_MARKERS = (
+    Marker.SECTION_BEGIN,
+    Marker.SECTION_END,
+    Marker.CALL_BEGIN,
+    Marker.ARGUMENT_BEGIN,
+    Marker.CALL_END,
 )
+_MARKERS = (IM_SYSTEM, IM_USER, IM_ASSISTANT, IM_MIDDLE, IM_END, *(marker.value for marker in _SECTION_MARKERS))
 _SPLIT_AT_MARKERS = re.compile("(" + "|".join(map(re.escape, _MARKERS)) + ")")
 _RESULT = re.compile(re.escape(RESULT_HEADING) + r"(?P<id>[^\n]+)\n")
-
-
 _ROLES: Mapping[str, Role] = {IM_SYSTEM: "system", IM_USER: "user", IM_ASSISTANT: "assistant"}
 _MAX_SHOWN_CHARS = 40  # of what was found, in an error
 
@@ -174,7 +164,7 @@ def _blocks(cursor: _Cursor) -> Iterator[_Block]:
         cursor.take(IM_MIDDLE)
         content = cursor.take_text()
         calls: list[tuple[str, str]] = []
-        if marker == IM_ASSISTANT and cursor.is_at(SECTION_BEGIN):
+        if marker == IM_ASSISTANT and cursor.is_at(Marker.SECTION_BEGIN.value):
             calls += _section(cursor)
         is_open = marker == IM_ASSISTANT and cursor.at_end
         if not is_open:
@@ -184,15 +174,15 @@ def _blocks(cursor: _Cursor) -> Iterator[_Block]:
 
 
 def _section(cursor: _Cursor) -> Iterator[tuple[str, str]]:
-    cursor.take(SECTION_BEGIN)
-    while not cursor.is_at(SECTION_END):
-        cursor.take(CALL_BEGIN)
+    cursor.take(Marker.SECTION_BEGIN.value)
+    while not cursor.is_at(Marker.SECTION_END.value):
+        cursor.take(Marker.CALL_BEGIN.value)
         call_id = cursor.take_text()
-        cursor.take(CALL_ARGUMENTS)
+        cursor.take(Marker.ARGUMENT_BEGIN.value)
         arguments = cursor.take_text()
-        cursor.take(CALL_END)
+        cursor.take(Marker.CALL_END.value)
         yield call_id, arguments
-    cursor.take(SECTION_END)
+    cursor.take(Marker.SECTION_END.value)
 
 
 # ---- messages ---------------------------------------------------------------------------------------------------
@@ -246,13 +236,14 @@ def _message(block: _Block, tool_names: set[str], called_ids: set[str]) -> Messa
 
 def _name(call_id: str, tool_names: set[str]) -> str:
     """The tool that an id names. Templates that write ids verbatim lose it where a client's ids do not hold it."""
-    name, is_certain = called_name(call_id)
-    if not is_certain and name not in tool_names:
+    named = name_of(call_id)
+    is_certain = named.name and (named.index is not None or call_id.startswith("functions."))
+    if not is_certain and named.name not in tool_names:
         raise MessageError(
             f"the call {call_id!r} does not say which tool it calls; expected functions.NAME:IDX or one of "
             f"{', '.join(sorted(tool_names)) or 'the declared tools, of which there are none'}"
         )
-    return name
+    return named.name
 
 
 def _encoded_once(arguments: str) -> str:

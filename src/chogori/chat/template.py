@@ -16,6 +16,7 @@ from typing import NamedTuple, cast
 from chogori.chat.messages import Message, Role, ToolSpec
 from chogori.chat.special_tokens import IM_END
 from chogori.chat.tokenizer import Tokenizer
+from chogori.chat.tool_call_events import Marker
 from chogori.chat.tool_ids import canonical_tool_ids
 from chogori.errors import MessageError, TokenizerError
 
@@ -23,11 +24,6 @@ IM_SYSTEM = "<|im_system|>"
 IM_USER = "<|im_user|>"
 IM_ASSISTANT = "<|im_assistant|>"
 IM_MIDDLE = "<|im_middle|>"
-SECTION_BEGIN = "<|tool_calls_section_begin|>"
-SECTION_END = "<|tool_calls_section_end|>"
-CALL_BEGIN = "<|tool_call_begin|>"
-CALL_ARGUMENTS = "<|tool_call_argument_begin|>"
-CALL_END = "<|tool_call_end|>"
 
 ROLE_MARKERS: Mapping[Role, str] = {
     "system": IM_SYSTEM,
@@ -145,15 +141,15 @@ def _header(marker: str, speaker: str, field: str = "") -> Iterator[_Segment]:
 
 
 def _section(message: Message, where: str) -> Iterator[_Segment]:
-    yield _Segment(SECTION_BEGIN, is_marker=True, is_learned=True)
+    yield _Segment(Marker.SECTION_BEGIN.value, is_marker=True, is_learned=True)
     for j, call in enumerate(message.tool_calls):
         field = f"{where}.tool_calls[{j}].function"
-        yield _Segment(CALL_BEGIN, is_marker=True, is_learned=True)
+        yield _Segment(Marker.CALL_BEGIN.value, is_marker=True, is_learned=True)
         yield _Segment(call.id, is_learned=True, field=f"{field}.name")
-        yield _Segment(CALL_ARGUMENTS, is_marker=True, is_learned=True)
+        yield _Segment(Marker.ARGUMENT_BEGIN.value, is_marker=True, is_learned=True)
         yield _Segment(call.arguments, is_learned=True, field=f"{field}.arguments")
-        yield _Segment(CALL_END, is_marker=True, is_learned=True)
-    yield _Segment(SECTION_END, is_marker=True, is_learned=True)
+        yield _Segment(Marker.CALL_END.value, is_marker=True, is_learned=True)
+    yield _Segment(Marker.SECTION_END.value, is_marker=True, is_learned=True)
 
 
 def _compact_json(tool: ToolSpec, where: str) -> str:

@@ -7,7 +7,6 @@ way back is kept.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import NamedTuple
 from chogori.chat.messages import Message
 from chogori.errors import MessageError
 
-_ID = re.compile(r"(?P<prefix>functions\.)?(?P<name>.+?)(?::(?P<index>\d+))?", re.DOTALL)
 _NUM_NAMED_IDS = 5  # as many open ids as an error message lists
 
 
@@ -42,17 +40,6 @@ class CanonicalConversation(NamedTuple):
 def tool_call_id(name: str, index: int) -> str:
     """The id of a conversation's call number `index`, from 0, to a tool."""
     return f"functions.{name}:{index}"
-
-
-def called_name(call_id: str) -> tuple[str, bool]:
-    """The tool that an id names, and whether prefix or index show that it does name one.
-
-    `functions.get:3`, `functions.get` and `get:3` name `get` for sure; `get`, or `call_9f3a`, may be a client's id.
-    """
-    found = _ID.fullmatch(call_id)
-    if found is None:
-        return call_id, False
-    return found["name"], bool(found["prefix"] or found["index"])
 
 
 def canonical_tool_ids(messages: Sequence[Message]) -> CanonicalConversation:
