@@ -74,6 +74,8 @@ def exchange(server: LiveServer, sent: bytes) -> bytes:
 def test_is_healthy_at_once_but_ready_only_when_the_backend_is(serve: Serve) -> None:
     backend = ScriptedBackend.saying("Hi")
     backend.started = asyncio.Event()
+    completer = backend.completer
+    del backend.completer  # the engine has none before its weights are read
     server = serve(backend)
 
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
@@ -82,6 +84,7 @@ def test_is_healthy_at_once_but_ready_only_when_the_backend_is(serve: Serve) -> 
     assert refused[1].json()["error"]["code"] == "not_ready"
     assert refused[1].headers["retry-after"] == "1"
 
+    backend.completer = completer
     server.in_loop(backend.started)
     eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
     assert post(server, QUESTION).status_code == 200

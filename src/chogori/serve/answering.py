@@ -75,11 +75,12 @@ async def whole_answer(request: Request, asked: ChatRequest | TextRequest, *, ap
 
 
 def metered_completer(request: Request, api: str) -> MeteredCompleter:
-    """The backend's Completer, counted under the name of an API."""
+    """The backend's Completer, counted under the name of an API. A 503 before the backend is ready: it has none yet."""
     state = request.app.state
     backend: Backend = state.backend
     metrics: Metrics = state.metrics
     lifecycle: Lifecycle = state.lifecycle
+    lifecycle.require_ready()
     return MeteredCompleter(backend.completer, metrics=metrics, lifecycle=lifecycle, api=api)
 
 

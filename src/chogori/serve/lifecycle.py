@@ -67,8 +67,7 @@ class Lifecycle:
 
     @contextlib.contextmanager
     def running(self) -> Generator[None]:
-        """Count a request as running; a 503 before the backend is ready."""
-        self.require_ready()
+        """Count a request as running."""
         self._num_running += 1
         self._idle.clear()
         try:

@@ -36,7 +36,7 @@ class TextAnswer:
         choices: list[Object] = []
         for completion in completions:
             for choice in completion.choices:
-                logprobs = self._logprobs(len(choices), choice.logprobs)
+                logprobs = self._logprobs(len(choices), choice.message.content, choice.logprobs)
                 choices.append(self._choice(len(choices), choice.message.content, logprobs, choice.finish_reason))
         return {**self._head(), "choices": choices, "usage": usage_object(total(c.usage for c in completions))}
 
@@ -48,7 +48,7 @@ class TextAnswer:
                 match event:
                     case ContentDelta() if event.text or event.logprobs:
                         index = prompt * self.num_choices + event.choice
-                        yield self._chunk(index, event.text, self._logprobs(index, event.logprobs), None)
+                        yield self._chunk(index, event.text, self._logprobs(index, event.text, event.logprobs), None)
                     case Finished():
                         index = prompt * self.num_choices + event.choice
                         yield self._chunk(index, "", None, event.reason)
@@ -81,14 +81,17 @@ class TextAnswer:
     def _choice(index: int, text: str, logprobs: Object | None, reason: str | None) -> Object:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> Object | None:
-        """Tokens, and the place in the choice's text at which each begins, over all chunks of the choice."""
+    def _logprobs(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> Object | None:
+        """Tokens of a text, and the place in the choice's text at which each begins, over all chunks of the choice."""
         if not self.logprobs:
             return None
         texts = [token_text(token.text) for token in tokens]
+        if index not in self._lengths:
+            # What no token of the answer accounts for is the echoed prompt.
+            self._lengths[index] = max(0, len(text) - len(token_text(b"".join(token.text for token in tokens))))
         offsets: list[int] = []
         for text in texts:
-            offsets.append(self._lengths.get(index, 0))
+            offsets.append(self._lengths[index])
             self._lengths[index] = offsets[-1] + len(text)
         return {
             "tokens": texts,
