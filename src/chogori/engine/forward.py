@@ -23,7 +23,7 @@ from chogori.engine.step_batch import DecodeGroup, PromptPiece, StepBatch
 from chogori.model.attention import MultiHeadLatentAttention
 from chogori.model.config import K2Config
 from chogori.model.layers import RMSNorm
-from chogori.model.moe import FeedForward, MixtureOfExperts
+from chogori.model.moe import FeedForward, MixtureOfExperts, Routing
 from chogori.model.rope import rotary_table
 from chogori.model.transformer import Block, K2Model
 
@@ -174,6 +174,17 @@ class _Mixture:
 
     def plus(self, x_ND: Tensor, residual_ND: Tensor) -> Tensor:
         routing = self.router.route(self.scores(x_ND.float()).sigmoid())
+        y_NXD = self._experts_of_one(x_ND, routing) if x_ND.shape[0] == 1 else self._experts(x_ND, routing)
+        routed_ND = torch.bmm(routing.weights_TK.unsqueeze(1), y_NXD.float()).squeeze(1)
+        out_ND = residual_ND + routed_ND.to(residual_ND.dtype)
+        return out_ND if self.shared is None else self.shared.plus(x_ND, out_ND)
+
+    def _experts_of_one(self, x_1D: Tensor, routing: Routing) -> Tensor:
+        """What each chosen expert makes of a single row: nothing to sort."""
+        return torch.stack([self.experts[expert](x_1D) for expert in routing.experts_TK[0].tolist()], dim=1)
+
+    def _experts(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """What each chosen expert makes of each row, [N, X, D]: rows sorted by expert, one product for each."""
         num_rows, per_token = routing.experts_TK.shape
         expert_P, order_P = routing.experts_TK.flatten().sort(stable=True)
         x_PD = x_ND.index_select(0, order_P // per_token)
@@ -185,9 +196,7 @@ class _Mixture:
                 parts.append(expert(x_PD[start : start + count]))
                 start += count
         y_PD = torch.empty_like(x_PD).index_copy_(0, order_P, torch.cat(parts))
-        routed_ND = torch.bmm(routing.weights_TK.unsqueeze(1), y_PD.view(num_rows, per_token, -1).float()).squeeze(1)
-        out_ND = residual_ND + routed_ND.to(residual_ND.dtype)
-        return out_ND if self.shared is None else self.shared.plus(x_ND, out_ND)
+        return y_PD.view(num_rows, per_token, -1)
 
 
 def _rows(table_CW: Tensor, indices: Tensor) -> Tensor:

@@ -1,0 +1,275 @@
+"""The engine against transformers' `generate`, and against llama.cpp where it is at hand: the same weights, one thread.
+
+    python benchmarks/bench_engine.py [--rounds 5] [--llama-python PYTHON]
+
+About 50 M parameters in DeepSeek-V3's shape, random weights, greedy tokens. First all are checked to produce the same
+tokens in float32; then they take turns in bfloat16. Further: how much sooner the first token comes when a prefix of
+1,000 tokens is shared, and how evenly 64 streams advance. llama.cpp runs in its own process, by an interpreter that has
+llama-cpp-python (`--llama-python`); it reads the weights that `chogori export gguf` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import statistics
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measurement import Comparison, bar_line, print_rows, timed, write_results
+
+from chogori.chat.completer import Sampling
+from chogori.engine.answer import Ended, Output, Produced, PromptRead
+from chogori.engine.config import EngineConfig
+from chogori.engine.engine import Engine
+from chogori.engine.forward import ServedModel
+from chogori.engine.vocabulary import Mask
+from chogori.model import K2Config, K2Model
+
+CONFIG = K2Config(
+    vocab_size=320,
+    hidden_size=512,
+    dense_ffn_size=1024,
+    expert_ffn_size=256,
+    num_layers=6,
+    num_heads=8,
+    num_experts=16,
+    num_experts_per_token=4,
+    q_lora_rank=256,
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+    max_position_embeddings=2048,
+)
+NEW_TOKENS = 64
+LOADS = ((1, 100), (16, 100), (16, 400))
+"""Requests at once, and tokens of each prompt."""
+BARS = {(1, 100): {"transformers": 2.5}, (16, 100): {"transformers": 5.0, "llama.cpp": 1.3}}
+Prompts = Sequence[Sequence[int]]
+Tokens = list[list[int]]
+
+
+class AnyToken:
+    """No rules: what is measured is the model."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._mask = np.ones(num_rows, dtype=np.bool_)
+
+    def begin(self, room: int) -> bool:
+        return True
+
+    def allowed(self, room: int) -> Mask:
+        return self._mask
+
+    def accept(self, token: int, room: int) -> int:
+        return token
+
+
+class Ours:
+    """The engine, fed as a server feeds it."""
+
+    def __init__(self, model: K2Model, **config: Any) -> None:
+        settings = {"cache_tokens": 131_072, "num_threads": 1, "reuse_prefixes": False, **config}
+        self.engine = Engine(ServedModel(model), frozenset(), EngineConfig(**settings))
+        self.engine.start()
+
+    def submit(self, prompt: Sequence[int], new_tokens: int) -> queue.Queue[tuple[float, Output]]:
+        outputs: queue.Queue[tuple[float, Output]] = queue.Queue()
+
+        def sink(output: Output) -> None:
+            outputs.put((time.perf_counter(), output))
+
+        sampling = Sampling(max_tokens=new_tokens, temperature=0)
+        self.engine.submit(prompt, sampling, AnyToken(CONFIG.vocab_size), sink)
+        return outputs
+
+    def __call__(self, prompts: Prompts) -> Tokens:
+        queues = [self.submit(prompt, NEW_TOKENS) for prompt in prompts]
+        return [[output.token for _, output in drain(outputs) if isinstance(output, Produced)] for outputs in queues]
+
+
+def drain(outputs: queue.Queue[tuple[float, Output]]) -> list[tuple[float, Output]]:
+    """All outputs of an answer."""
+    seen: list[tuple[float, Output]] = []
+    while not seen or not isinstance(seen[-1][1], Ended):
+        seen.append(outputs.get(timeout=600))
+    return seen
+
+
+def transformers_generate(folder: str, dtype: torch.dtype) -> Callable[[Prompts], Tokens]:
+    from transformers import DeepseekV3ForCausalLM
+
+    model: Any = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+    def generate(prompts: Prompts) -> Tokens:
+        tokens = torch.tensor(prompts)
+        with torch.inference_mode():
+            result = model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return result[:, tokens.shape[1] :].tolist()
+
+    return generate
+
+
+class LlamaCpp:
+    """llama.cpp in a process of its own; see llama_cpp_worker.py."""
+
+    def __init__(self, python: str, gguf: Path) -> None:
+        worker = Path(__file__).with_name("llama_cpp_worker.py")
+        command = [python, str(worker), str(gguf), str(NEW_TOKENS)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, prompts: Prompts) -> Tokens:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([list(prompt) for prompt in prompts]) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def random_prompts(count: int, length: int, generator: torch.Generator) -> Prompts:
+    return torch.randint(CONFIG.vocab_size, (count, length), generator=generator).tolist()
+
+
+def speed_of_the_first_token(ours: Ours, generator: torch.Generator, rounds: int) -> tuple[float, float]:
+    """Median seconds to the first token of prompts of 1,020 tokens: with 1,000 in the cache, and with none."""
+    cold: list[float] = []
+    warm: list[float] = []
+    for _ in range(rounds):
+        prefix = random_prompts(1, 1_008, generator)[0]
+        for index, times in enumerate((cold, warm)):
+            tail = random_prompts(1, 20, generator)[0]
+            start = time.perf_counter()
+            seen = drain(ours.submit([*prefix, *tail], 1))
+            times.append(next(at for at, output in seen if isinstance(output, Produced)) - start)
+            read = next(output for _, output in seen if isinstance(output, PromptRead))
+            assert read.cached_tokens == (0, 1_008)[index], read
+    return statistics.median(warm), statistics.median(cold)
+
+
+def evenness_of_streams(ours: Ours, generator: torch.Generator) -> tuple[float, float, float]:
+    """64 requests at once: output tokens/s, and the median and largest pause between two tokens of one stream."""
+    start = time.perf_counter()
+    queues = [ours.submit(prompt, NEW_TOKENS) for prompt in random_prompts(64, 100, generator)]
+    pauses: list[float] = []
+    end = start
+    for outputs in queues:
+        times = [at for at, output in drain(outputs) if isinstance(output, Produced)]
+        pauses += [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        end = max(end, times[-1])
+    return 64 * NEW_TOKENS / (end - start), statistics.median(pauses), max(pauses)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--llama-python", help="an interpreter that can import llama_cpp")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = K2Model(CONFIG, seed=0).eval()
+        model.save_pretrained(folder)
+        check_tokens(model, folder, arguments.llama_python, generator)
+        model.compute_dtype = torch.bfloat16
+        contenders: dict[str, Callable[[Prompts], Tokens]] = {
+            "chogori": Ours(model),
+            "transformers": transformers_generate(folder, torch.bfloat16),
+        }
+        if arguments.llama_python:
+            contenders["llama.cpp"] = LlamaCpp(arguments.llama_python, export_gguf(model, folder, "bf16"))
+        rows: list[dict[str, object]] = []
+        for load in LOADS:
+            comparison = compare(contenders, load, arguments.rounds, generator)
+            for name, wanted in BARS.get(load, {}).items():
+                if name in contenders:
+                    print(f"{load[0]} × ({load[1]} → {NEW_TOKENS}): {bar_line(comparison, 'chogori', name, wanted)}")
+            prefix = f"{load[0]} × ({load[1]} → {NEW_TOKENS} tokens): "
+            rows += [{**row, "name": f"{prefix}{row['name']}"} for row in comparison.rows("chogori")]
+        for contender in contenders.values():
+            if isinstance(contender, LlamaCpp):
+                contender.close()
+    warm_s, cold_s = speed_of_the_first_token(Ours(model, reuse_prefixes=True), generator, max(arguments.rounds, 5))
+    rate, pause_s, longest_s = evenness_of_streams(Ours(model), generator)
+    note = (
+        f"First token of a prompt of 1,028 tokens: {1000 * cold_s:.0f} ms, with 1,008 of them in the cache "
+        f"{1000 * warm_s:.0f} ms, {cold_s / warm_s:.0f} times sooner. 64 streams at once: {rate:.0f} tokens/s, "
+        f"{1000 * pause_s:.0f} ms between two tokens of a stream, {1000 * longest_s:.0f} ms at most. All produce the "
+        "same tokens in float32; measured in bfloat16."
+    )
+    print_rows(rows, "tokens/s")
+    print(note)
+    write_results(
+        "engine",
+        title="Engine, 50 M parameters, bfloat16, output tokens/s, one thread",
+        command="python benchmarks/bench_engine.py",
+        unit="tokens/s",
+        rows=rows,
+        note=note,
+    )
+
+
+def compare(
+    contenders: dict[str, Callable[[Prompts], Tokens]],
+    load: tuple[int, int],
+    rounds: int,
+    generator: torch.Generator,
+) -> Comparison:
+    comparison = Comparison(unit="tokens/s", higher_is_better=True)
+    for turn in range(rounds + 1):
+        prompts = random_prompts(*load, generator)
+        # One compute thread each: what ours uses more is its engine's thread handing tokens out.
+        samples = {name: timed(lambda run=run: run(prompts)) for name, run in contenders.items()}
+        if turn:
+            comparison.add_turn(
+                {
+                    name: (load[0] * NEW_TOKENS / sample.elapsed_s, 0.0 if name == "llama.cpp" else sample.others_share)
+                    for name, sample in samples.items()
+                }
+            )
+    return comparison
+
+
+def check_tokens(model: K2Model, folder: str, llama_python: str | None, generator: torch.Generator) -> None:
+    """Raise SystemExit unless all produce the same greedy tokens from float32 weights."""
+    prompts = random_prompts(4, 50, generator)
+    ours = Ours(model)
+    results = {"chogori": ours(prompts), "transformers": transformers_generate(folder, torch.float32)(prompts)}
+    ours.engine.stop()
+    if llama_python:
+        llama = LlamaCpp(llama_python, export_gguf(model, folder, "f32"))
+        results["llama.cpp"] = llama(prompts)
+        llama.close()
+    for name, tokens in results.items():
+        if tokens != results["chogori"]:
+            raise SystemExit(f"{name} produces other tokens from the same weights; the comparison means nothing")
+
+
+def export_gguf(model: K2Model, folder: str, dtype: str) -> Path:
+    """The weights as llama.cpp reads them."""
+    raise SystemExit("not yet")
+
+
+if __name__ == "__main__":
+    main()
