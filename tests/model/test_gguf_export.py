@@ -187,6 +187,8 @@ def test_kimi_k2_has_every_key_that_llama_cpps_converter_writes(make_model: Make
         "leading_dense_block_count": 1,
         "expert_count": 16,
         "expert_used_count": 8,
+        "expert_group_count": 1,
+        "expert_group_used_count": 1,
         "expert_shared_count": 1,
         "expert_feed_forward_length": 4,
         "expert_weights_norm": True,
@@ -214,7 +216,10 @@ def test_variants_have_their_keys(make_model: MakeModel, small: K2Config, tmp_pa
     assert not any("rope.scaling" in name for name in keys)
     # All groups may be visited: that is no limit, and llama.cpp's loader stops at such a pair of numbers.
     keys = keys_of(save(make_model(config.replace(num_groups_per_token=4)), tmp_path / "m.gguf"))
-    assert not any("expert_group" in name for name in keys)
+    assert (keys["deepseek2.expert_group_count"], keys["deepseek2.expert_group_used_count"]) == (1, 1)
+    # The loader expects fewer groups than experts, so a lone expert has none.
+    lone = small.replace(num_experts=1, num_experts_per_token=1)
+    assert not any("expert_group" in name for name in keys_of(save(make_model(lone), tmp_path / "m.gguf")))
 
 
 def test_vocabulary_comes_back(make_model: MakeModel, tmp_path: Path) -> None:

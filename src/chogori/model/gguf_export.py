@@ -159,10 +159,11 @@ def _add_hyperparameters(writer: GGUFWriter, config: K2Config) -> None:
     writer.add_expert_weights_scale(config.routed_scaling_factor)
     writer.add_expert_weights_norm(config.normalize_routing_weights)
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    if config.num_expert_groups > config.num_groups_per_token:
+    if config.num_experts > 1:  # the loader expects fewer groups than experts
         # Where a token may visit all groups there is no limit, and the loader takes no such pair for one.
-        writer.add_expert_group_count(config.num_expert_groups)
-        writer.add_expert_group_used_count(config.num_groups_per_token)
+        limited = config.num_groups_per_token < config.num_expert_groups
+        writer.add_expert_group_count(config.num_expert_groups if limited else 1)
+        writer.add_expert_group_used_count(config.num_groups_per_token if limited else 1)
 
 
 def _add_yarn(writer: GGUFWriter, yarn: YarnConfig) -> None:
