@@ -29,7 +29,8 @@ from chogori.model.gguf_export import save_gguf
 RELATIVE_TOLERANCE = 1e-3
 """Of logits, against the largest of a position: float32 sums of some thousand terms in another order."""
 NEW_TOKENS = 32
-VOCABULARY = 1_024
+VOCABULARY = 2_048
+"""Enough for every word of the texts to become one token, so that each wrong split shows."""
 
 _TINY = K2Config.preset("tiny").replace(vocab_size=VOCABULARY + 8)
 _ENGINE = K2Config(
@@ -69,8 +70,16 @@ TEXTS = (
     "👩‍👩‍👧‍👦 🏔️ K2 is 8,611 m 🇵🇰🇨🇳 — “quoted”… 1234567890 12 345",
     "camelCase HTTPServer don't DON'T we'll I'M   spaces  \n\n \n  trailing   ",
     "<|im_end|> spelt out, and <|tool_call_begin|>functions.f:0, are text; [BOS] too",
-    "Ελληνικά Русский العربية हिन्दी ภาษาไทย 한국어 Tiếng Việt e\u0301 \u200b\u00a0",
+    "Ελληνικά Русский العربية 한국어 Tiếng Việt \u200b\u00a0",
 )
+OTHERWISE_SPLIT = (
+    "人々は時々、佐々木さんの話を聞いた。",
+    "〇一二三、二〇二五年",
+    "か\u3099き\u3099 cafe\u0301",
+    "हिन्दी में ภาษาไทย",
+)
+"""llama.cpp splits these unlike K2's own tokenizer: to it 々 and 〇 are not Han, and combining marks are no letters. It
+finds only the parts of longer tokens with them, for the official K2 files as for ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +91,9 @@ class Parity:
     greedy_equal: bool
     """Whether all greedy continuations are the same."""
     differing_texts: tuple[str, ...]
-    """Texts that llama.cpp encodes to other ids."""
+    """Of `TEXTS`, those that llama.cpp encodes to other ids."""
+    num_otherwise_split: int
+    """Of `OTHERWISE_SPLIT`, how many it encodes to other ids."""
 
 
 def llama_cpp_parity(
@@ -93,7 +104,11 @@ def llama_cpp_parity(
     with tempfile.TemporaryDirectory() as folder:
         file, request, result = (Path(folder) / name for name in ("model.gguf", "request.json", "result.npz"))
         save_gguf(model, file, vocabulary=gguf_vocabulary(tokenizer), name="parity", dtype="f32")
-        asked = {"prompts": [list(prompt) for prompt in prompts], "new_tokens": NEW_TOKENS, "texts": TEXTS}
+        asked = {
+            "prompts": [list(prompt) for prompt in prompts],
+            "new_tokens": NEW_TOKENS,
+            "texts": TEXTS + OTHERWISE_SPLIT,
+        }
         request.write_text(json.dumps(asked), encoding="utf-8")
         worker = Path(__file__).with_name("llama_cpp_logits.py")
         status = subprocess.run([python, str(worker), str(file), str(request), str(result)]).returncode
@@ -118,10 +133,17 @@ def _compare(
         largest = max(largest, difference_T.max().item())
         ours = [int(step) for step in generate(model, tokens_BT, max_new_tokens=NEW_TOKENS)]
         greedy_equal &= ours == theirs[f"greedy_{number}"].tolist()
-    differing = (
-        text for number, text in enumerate(TEXTS) if tokenizer.encode(text) != theirs[f"ids_{number}"].tolist()
+    differing = [
+        text
+        for number, text in enumerate(TEXTS + OTHERWISE_SPLIT)
+        if tokenizer.encode(text) != theirs[f"ids_{number}"].tolist()
+    ]
+    return Parity(
+        largest_difference=largest,
+        greedy_equal=greedy_equal,
+        differing_texts=tuple(text for text in differing if text in TEXTS),
+        num_otherwise_split=sum(text in OTHERWISE_SPLIT for text in differing),
     )
-    return Parity(largest_difference=largest, greedy_equal=greedy_equal, differing_texts=tuple(differing))
 
 
 def scattered_model(config: K2Config) -> K2Model:
@@ -145,7 +167,7 @@ def main() -> None:
     parser.add_argument("--config", choices=list(CONFIGS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = Tokenizer.train([*SAMPLES.values(), *TEXTS], vocab_size=VOCABULARY)
+    tokenizer = Tokenizer.train([*TEXTS, *OTHERWISE_SPLIT], vocab_size=VOCABULARY)
     failed: list[str] = []
     for name in CONFIGS if arguments.config is None else [arguments.config]:
         model = scattered_model(CONFIGS[name])
@@ -157,7 +179,7 @@ def main() -> None:
         print(
             f"{name}: logits within {parity.largest_difference:.1e}, greedy tokens "
             f"{'equal' if parity.greedy_equal else 'DIFFER'}, {len(TEXTS) - len(parity.differing_texts)} of "
-            f"{len(TEXTS)} texts encode alike"
+            f"{len(TEXTS)} texts encode alike, {parity.num_otherwise_split} of {len(OTHERWISE_SPLIT)} known ones do not"
         )
         for text in parity.differing_texts:
             print(f"  other ids for: {text!r}")
