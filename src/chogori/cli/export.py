@@ -57,7 +57,7 @@ class HfArguments:
     dtype: Literal["bf16", "f16", "f32"] | None = None
     """Type of the weights; None for the one they have."""
     model_type: ModelType = "deepseek_v3"
-    """deepseek_v3 loads in transformers, vLLM and SGLang; kimi_k2 is for engines that tell the two apart."""
+    """deepseek_v3 loads in transformers; kimi_k2, the official name, is for engines that tell the two apart."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace the whole folder when it holds a model."""
 
