@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
@@ -147,5 +148,5 @@ def running_server() -> Generator[MisbehavingServer]:
         server.url = f"http://127.0.0.1:{port}/v1"
         yield server
     finally:
-        running.should_exit = True
+        running.handle_exit(signal.SIGTERM, None)
         thread.join()
