@@ -1,6 +1,7 @@
 """`chogori export`: from a run and from a Hugging Face folder, to both forms; and what it will not overwrite."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from chogori.cli.main import main
 from chogori.data.config import DataConfig
 from chogori.model import K2Config, K2Model
 from chogori.optim.config import MuonClipConfig
+from chogori.train.checkpoint import CheckpointStore, TrainerState
 from chogori.train.config import TrainConfig
 from chogori.train.run_folder import RunFolder
 
@@ -170,6 +172,28 @@ def test_a_run_is_never_replaced(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["export", "hf", str(run), str(run), "--overwrite"]) == 2
     assert "which holds no model but other things; name another folder" in capsys.readouterr().err
     assert contents(run) == before
+
+
+def test_hf_into_a_file_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hf").write_text("mine")
+    assert main(["export", "hf", str(run), str(tmp_path / "hf"), "--overwrite"]) == 2
+    assert "a file; expected a folder that is empty or not there yet" in capsys.readouterr().err
+    assert (tmp_path / "hf").read_text() == "mine"
+
+
+def test_unfinished_run_says_which_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "model")
+    store = CheckpointStore(RunFolder(run).checkpoints, keep=2)
+    for step in (3, 6):
+        state = TrainerState(step=step, tokens=0, elapsed_s=0.0, optimizer={}, loader={}, random={})
+        store.save(K2Model(CONFIG, seed=step), state)
+    (store.path_of(6) / "trainer_state.pt").write_bytes(b"damaged")
+    assert main(["export", "gguf", str(run), str(tmp_path / "a.gguf"), "--dtype", "f32"]) == 0
+    said = capsys.readouterr().err
+    assert "step-0000006 is damaged" in said
+    assert f"{run} is not complete; this is its checkpoint step-0000003\n" in said
+    tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "a.gguf").tensors}
+    assert torch.equal(torch.tensor(tensors["output.weight"].data), K2Model(CONFIG, seed=3).lm_head.weight)
 
 
 def test_a_failure_puts_the_old_folder_back(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

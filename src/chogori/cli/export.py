@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +124,14 @@ def export_gguf(options: GgufArguments) -> None:
 def export_hf(options: HfArguments) -> None:
     """Write the Hugging Face folder, which takes its place only when it is whole.
 
+    A process killed while it replaces a folder leaves that one whole, as `.NAME.retired-PID`.
+
     Raises ConfigError where `out` is in the way, or holds anything but a model.
     """
     out = options.out.absolute()
-    occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if out.is_file():
+        raise ConfigError(f"out is {options.out}, a file; expected a folder that is empty or not there yet")
+    occupied = out.exists() and any(out.iterdir())
     if occupied and not is_weight_folder(out):
         raise ConfigError(f"out is {options.out}, which holds no model but other things; name another folder")
     if occupied and not options.overwrite:
@@ -183,7 +188,7 @@ def _check_source(run: Path) -> None:
 
 
 def _load(run: Path) -> tuple[K2Model, Tokenizer]:
-    """The model in the type it is stored in, and its tokenizer."""
+    """The model of a run in float32, or of a folder in the type it is stored in, and its tokenizer."""
     if is_weight_folder(run):
         from chogori.model.transformer import K2Model
 
@@ -192,6 +197,10 @@ def _load(run: Path) -> tuple[K2Model, Tokenizer]:
     from chogori.train.saved_run import open_run
 
     saved = open_run(run)
+    for remark in saved.remarks:
+        print(remark, file=sys.stderr)
+    if saved.source != saved.folder.model:
+        print(f"{run} is not complete; this is its checkpoint {saved.source.name}", file=sys.stderr)
     return saved.model, saved.tokenizer
 
 
