@@ -173,7 +173,8 @@ class Engine:
         producers, readers, rows, pieces = scheduler.next_step()
         if not rows and not pieces:
             return
-        logits = iter(self.model.step(StepBatch.of(rows, pieces), self._latents).cpu().numpy())
+        batch = StepBatch.of(rows, pieces, dtype=self.model.dtype, device=self.model.device)
+        logits = iter(self.model.step(batch, self._latents).cpu().numpy())
         self._num_steps += 1
         for answer in producers:
             scheduler.advance(answer, 1, exact=False)

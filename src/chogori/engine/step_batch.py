@@ -41,7 +41,7 @@ class DecodeGroup:
     rows: slice
     slots_BS: Tensor
     padding_B1S: Tensor
-    """−∞ at the places behind a row's own token, float32."""
+    """−∞ at the places behind a row's own token, in the cache's type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,15 @@ class StepBatch:
     """Rows whose logits are wanted: those of the decoding rows as they were given, then those of ended prompts."""
 
     @classmethod
-    def of(cls, decode: list[DecodeRow], pieces: list[PromptPiece]) -> StepBatch:
-        """Lay out the rows of a step."""
+    def of(
+        cls,
+        decode: list[DecodeRow],
+        pieces: list[PromptPiece],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> StepBatch:
+        """Lay out the rows of a step; `dtype` and `device` are the cache's."""
         spans = [-(-(row.position + 1) // SPAN_TOKENS) * SPAN_TOKENS for row in decode]
         order = sorted(range(len(decode)), key=spans.__getitem__)
         groups: list[DecodeGroup] = []
@@ -74,8 +81,8 @@ class StepBatch:
             groups.append(
                 DecodeGroup(
                     rows=slice(start, stop),
-                    slots_BS=torch.stack([row.slots_S[:span] for row in members]),
-                    padding_B1S=torch.zeros(hidden_BS.shape).masked_fill_(hidden_BS, float("-inf")).unsqueeze(1),
+                    slots_BS=torch.stack([row.slots_S[:span] for row in members]).to(device),
+                    padding_B1S=_barred(hidden_BS, dtype).unsqueeze(1).to(device),
                 )
             )
             start = stop
@@ -95,10 +102,14 @@ class StepBatch:
             if piece.wants_logits:
                 logit_rows.append(stop - 1)
         return cls(
-            tokens_N=torch.tensor(tokens),
-            positions_N=torch.tensor(positions),
-            slots_N=torch.cat(slots),
+            tokens_N=torch.tensor(tokens, device=device),
+            positions_N=torch.tensor(positions, device=device),
+            slots_N=torch.cat(slots).to(device),
             groups=groups,
             pieces=placed,
-            logit_rows_R=torch.tensor(logit_rows, dtype=torch.int64),
+            logit_rows_R=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         )
+
+
+def _barred(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
