@@ -1,16 +1,18 @@
-# make run    train the nano model on two CPU cores (minutes), then sample from it; interrupt and repeat continues
+# make run    train the nano model on two CPU cores (minutes), sample from it, then serve it; repeat to continue
 # make test   every test, and every Python block of README.md and docs/
 # make check  style, types, import layers, dead code, generated pages, the documentation site
 # make bench  the comparisons in benchmarks/, side by side with their peers
 # make docs   the documentation site, into site/
 # make setup  the virtual environment with all development packages
 #
+# Without a terminal `make run` makes one request of the server and ends.
 # Another Python than python3: make PYTHON=python3.12 run
-# Another run folder, other fields: make run RUN=runs/mine ARGS="--data.paths DIR"
+# Another run folder, other fields, another port: make run RUN=runs/mine ARGS="--data.paths DIR" PORT=8080
 
 PYTHON ?= python3
 RUN ?= runs/nano
 ARGS ?=
+PORT ?= 8000
 BIN := .venv/bin
 # Two workers on two cores; more cores, more workers, up to what the tests can feed.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && n=8; echo $$n)
@@ -23,7 +25,8 @@ help:
 
 run: .venv/.installed
 	$(BIN)/chogori train nano --out $(RUN) $(ARGS)
-	$(BIN)/chogori sample $(RUN)
+	$(BIN)/chogori sample $(RUN) < /dev/null
+	$(BIN)/chogori serve --model $(RUN) --port $(PORT) $$([ -t 0 ] || echo --once)
 
 test: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q

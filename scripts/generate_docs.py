@@ -23,6 +23,11 @@ COMMANDS = (
     ("chogori", "train", "nano", "--help"),
     ("chogori", "sample", "--help"),
     ("chogori", "report", "--help"),
+    ("chogori", "serve", "--help"),
+    ("chogori", "chat", "--help"),
+    ("chogori", "export", "--help"),
+    ("chogori", "export", "gguf", "--help"),
+    ("chogori", "export", "hf", "--help"),
 )
 TABLES = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end -->\n)", re.DOTALL)
 

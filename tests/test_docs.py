@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chogori.cli import report, sample, train
+from chogori.cli import chat, export, report, sample, serve, train
 from chogori.cli.main import VERBS
 from chogori.recipes import nano
 from chogori.train.config_json import to_json
@@ -15,7 +15,14 @@ from chogori.train.config_json import to_json
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PARSERS = {"train": train.parse, "sample": sample.parse, "report": report.parse}
+PARSERS = {
+    "train": train.parse,
+    "sample": sample.parse,
+    "report": report.parse,
+    "serve": serve.parse,
+    "chat": chat.parse,
+    "export": export.parse,
+}
 
 
 def shell_lines() -> list[tuple[str, str]]:

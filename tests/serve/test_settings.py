@@ -25,7 +25,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, float], message: str) -> N
 
 def test_files_are_kept_where_the_system_keeps_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
-    assert ServeSettings().data_dir == Path("/data/chogori/serve")
+    assert ServeSettings().data_folder == Path("/data/chogori/serve")
     monkeypatch.setenv("XDG_DATA_HOME", "")
     monkeypatch.setenv("HOME", "/home/ada")
-    assert ServeSettings().data_dir == Path("/home/ada/.local/share/chogori/serve")
+    assert ServeSettings().data_folder == Path("/home/ada/.local/share/chogori/serve")

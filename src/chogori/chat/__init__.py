@@ -20,9 +20,16 @@ if TYPE_CHECKING:
         TextRequest,
         complete,
     )
+    from chogori.chat.conversation_reader import parse_rendered, parse_rendered_text
+    from chogori.chat.http_completer import HttpCompleter
     from chogori.chat.language_samples import SAMPLES
     from chogori.chat.messages import Message, ToolCall, ToolSpec
+    from chogori.chat.program import ProgramCompleter
+    from chogori.chat.template import Rendered, render, render_text
     from chogori.chat.tokenizer import Tokenizer, bytes_per_token
+    from chogori.chat.tool_call_events import name_of
+    from chogori.chat.tool_call_parser import TextParser, TokenParser
+    from chogori.chat.tool_ids import canonical_tool_ids
 
 __all__ = [
     "Message",
@@ -37,6 +44,17 @@ __all__ = [
     "Completer",
     "Completion",
     "complete",
+    "HttpCompleter",
+    "ProgramCompleter",
+    "Rendered",
+    "render",
+    "render_text",
+    "canonical_tool_ids",
+    "parse_rendered",
+    "parse_rendered_text",
+    "TokenParser",
+    "TextParser",
+    "name_of",
     "Tokenizer",
     "bytes_per_token",
     "SAMPLES",
@@ -57,6 +75,17 @@ __getattr__, __dir__ = lazy_exports(
         "Completer": "completer",
         "Completion": "completer",
         "complete": "completer",
+        "HttpCompleter": "http_completer",
+        "ProgramCompleter": "program",
+        "Rendered": "template",
+        "render": "template",
+        "render_text": "template",
+        "canonical_tool_ids": "tool_ids",
+        "parse_rendered": "conversation_reader",
+        "parse_rendered_text": "conversation_reader",
+        "TokenParser": "tool_call_parser",
+        "TextParser": "tool_call_parser",
+        "name_of": "tool_call_events",
         "Tokenizer": "tokenizer",
         "bytes_per_token": "tokenizer",
         "SAMPLES": "language_samples",

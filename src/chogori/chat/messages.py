@@ -176,7 +176,7 @@ def _call(value: object, where: str) -> ToolCall:
     if not isinstance(name, str) or not name:
         raise MessageError(f"{where}.function.name is {name!r}; expected a non-empty string")
     if isinstance(arguments, Mapping):
-        arguments = json.dumps(arguments, ensure_ascii=False)
+        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
     if not isinstance(arguments, str):
         raise MessageError(f"{where}.function.arguments is {type(arguments).__name__}; expected JSON text")
     return ToolCall(id=_optional_text(fields.get("id"), f"{where}.id") or "", name=name, arguments=arguments)

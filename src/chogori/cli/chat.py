@@ -18,7 +18,7 @@ from chogori.chat.completer import ChatRequest, Completer, ContentDelta, Event, 
 from chogori.chat.messages import Message
 from chogori.cli.local_model import LocalBackend, ModelName
 from chogori.engine.config import EngineConfig
-from chogori.errors import ChogoriError, ConfigError
+from chogori.errors import ChogoriError, ConfigError, RequestError
 
 API_KEY_VARIABLE = "CHOGORI_API_KEY"
 COMMANDS = "/new begins a new conversation, /system TEXT sets the system message, /quit or Ctrl-D ends"
@@ -53,16 +53,25 @@ class ChatArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `chogori chat` with `arguments` and return the exit status."""
-    options = tyro.cli(
-        ChatArguments, args=list(arguments), prog="chogori chat", description="Talk to a model in the terminal."
-    )
-    assert options.sampling  # refuses what cannot be before anything is loaded
+    options = parse(arguments)
     if options.model.startswith(("http://", "https://")):
         return asyncio.run(_remote(options))
     if options.name is not None:
         raise ConfigError("name is for an address; a folder or preset holds one model")
     name = ModelName.parse(options.model)
     return asyncio.run(_local(options, LocalBackend(name, name.sizes(None), options.engine)))
+
+
+def parse(arguments: Sequence[str]) -> ChatArguments:
+    """Read `--model MODEL …`. Raises ConfigError or exits with status 2."""
+    options = tyro.cli(
+        ChatArguments, args=list(arguments), prog="chogori chat", description="Talk to a model in the terminal."
+    )
+    try:
+        assert options.sampling
+    except RequestError as error:
+        raise ConfigError(str(error)) from None
+    return options
 
 
 async def _local(options: ChatArguments, backend: LocalBackend) -> int:

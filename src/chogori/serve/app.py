@@ -52,7 +52,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.lifecycle = lifecycle
-    app.state.files = FileStore(settings.data_dir / "files")
+    app.state.files = FileStore(settings.data_folder / "files")
     app.state.fingerprint = _fingerprint(backend)
 
     app.include_router(probes.router)

@@ -12,11 +12,6 @@ from chogori.errors import ConfigError
 MEGABYTE = 1_000_000
 
 
-def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/chogori/serve`, by default `~/.local/share/chogori/serve`."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chogori" / "serve"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
     """Settings of one server."""
@@ -28,8 +23,9 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the server, besides pages of this machine's own loopback addresses; `*` for
     all."""
-    data_dir: Path = field(default_factory=default_data_dir)
-    """Where uploaded files are kept."""
+    data_dir: Path | None = None
+    """Where uploaded files are kept; None for `$XDG_DATA_HOME/chogori/serve`, by default
+    `~/.local/share/chogori/serve`."""
     drain_timeout_s: float = 30.0
     """How long a stopping server lets running answers finish before it cancels them."""
     max_body_bytes: int = 32 * MEGABYTE
@@ -52,6 +48,13 @@ class ServeSettings:
         _check("default_temperature", self.default_temperature, 0 <= self.default_temperature <= 2, "0 to 2")
         factor = self.anthropic_temperature_factor
         _check("anthropic_temperature_factor", factor, 0 < factor <= 1, "above 0 and at most 1")
+
+    @property
+    def data_folder(self) -> Path:
+        """`data_dir`, or the default of this user."""
+        if self.data_dir is not None:
+            return self.data_dir
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chogori" / "serve"
 
 
 def _check(name: str, value: object, holds: bool, expected: str) -> None:
