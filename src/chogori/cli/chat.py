@@ -18,7 +18,7 @@ from chogori.chat.completer import ChatRequest, Completer, ContentDelta, Event, 
 from chogori.chat.messages import Message
 from chogori.cli.local_model import LocalBackend, ModelName
 from chogori.engine.config import EngineConfig
-from chogori.errors import ChogoriError, ConfigError, RequestError
+from chogori.errors import BackendError, ChogoriError, ConfigError, RequestError
 
 API_KEY_VARIABLE = "CHOGORI_API_KEY"
 COMMANDS = "/new begins a new conversation, /system TEXT sets the system message, /quit or Ctrl-D ends"
@@ -32,7 +32,7 @@ class ChatArguments:
     """Folder of a run; a Hugging Face folder; a preset with random weights, such as tiny:random; or the address of an
     OpenAI-compatible API, such as http://127.0.0.1:8000/v1, whose key is read from CHOGORI_API_KEY."""
     name: str | None = None
-    """Which model to ask for at an address."""
+    """Which model to ask for at an address; None for the first that it lists."""
     system: str | None = None
     """System message."""
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
@@ -83,10 +83,27 @@ async def _local(options: ChatArguments, backend: LocalBackend) -> int:
 
 
 async def _remote(options: ChatArguments) -> int:
-    from chogori.chat.http_completer import HttpCompleter  # lazily: a local model needs no HTTP client
+    # Lazily: a local model needs no HTTP client.
+    from chogori.chat.http_completer import HttpCompleter
 
-    async with HttpCompleter(options.model, options.name, api_key=os.environ.get(API_KEY_VARIABLE)) as completer:
+    key = os.environ.get(API_KEY_VARIABLE)
+    name = options.name or await _first_model(options.model, key)
+    async with HttpCompleter(options.model, name, api_key=key) as completer:
         return await _converse(options, completer)
+
+
+async def _first_model(address: str, key: str | None) -> str:
+    """The first model that an OpenAI-compatible API lists. Raises BackendError when it lists none."""
+    import httpx
+
+    url = f"{address.rstrip('/')}/models"
+    try:
+        async with httpx.AsyncClient(timeout=10) as client:
+            response = await client.get(url, headers={"authorization": f"Bearer {key}"} if key else None)
+        response.raise_for_status()
+        return str(response.json()["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise BackendError(f"{url} lists no models ({error}); name one with --name, or correct the address") from error
 
 
 async def _converse(options: ChatArguments, completer: Completer) -> int:

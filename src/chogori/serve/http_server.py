@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import socket
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 from fastapi import FastAPI
 
-from chogori.errors import BackendError
+from chogori.errors import BackendError, ChogoriError, ConfigError
 from chogori.serve.lifecycle import Lifecycle
 from chogori.serve.settings import ServeSettings
 
@@ -37,27 +40,56 @@ def http_server(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def run(app: FastAPI, settings: ServeSettings) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain.
+def listen(settings: ServeSettings) -> socket.socket:
+    """The socket that `settings` name, listening. Raises ConfigError when it cannot be had, as where it is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.host}, port {settings.port}, cannot be listened at: {os.strerror(error.errno or 0)}; name "
+            "another port, such as --port 8001, or 0 for any free one"
+        ) from error
 
-    Raises BackendError when the model could not be started, and SystemExit when the port is taken.
+
+WhenReady = Callable[[str], Awaitable[bool]]
+"""Is given the server's address once requests are answered; whether the server is to go on."""
+
+
+def run(app: FastAPI, settings: ServeSettings, when_ready: WhenReady | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C, or until `when_ready` says so, then drain.
+
+    Raises ConfigError when the port is taken, and when the model could not be started what its backend raised, or
+    BackendError for what nobody foresaw.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(app, settings))
+        asyncio.run(_serve(app, settings, when_ready))
 
 
-async def _serve(app: FastAPI, settings: ServeSettings) -> None:
+async def _serve(app: FastAPI, settings: ServeSettings, when_ready: WhenReady | None) -> None:
     server = http_server(app, settings)
     lifecycle: Lifecycle = app.state.lifecycle
-
-    async def stop_when_failed() -> None:
-        await lifecycle.failed.wait()
-        server.should_exit = True
-
-    watch = asyncio.create_task(stop_when_failed())
-    try:
-        await server.serve()
-    finally:
-        watch.cancel()
-    if lifecycle.failed.is_set():
-        raise BackendError(f"the model could not be started: {lifecycle.failure}") from lifecycle.failure
+    with listen(settings) as listening:
+        host, port = listening.getsockname()[:2]
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        settled = asyncio.create_task(lifecycle.settled.wait())
+        await asyncio.wait([serving, settled], return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        if lifecycle.failure is not None:
+            server.should_exit = True
+        elif when_ready is not None and not serving.done():
+            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            goes_on = False
+            try:
+                goes_on = await when_ready(address)
+            finally:
+                server.should_exit = server.should_exit or not goes_on
+                await serving
+        await serving
+    match lifecycle.failure:
+        case None:
+            pass
+        case ChogoriError() as error:
+            raise error
+        case error:
+            raise BackendError(f"the model could not be started: {error}") from error

@@ -25,8 +25,8 @@ class Lifecycle:
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.failed = asyncio.Event()
-        """Set when the backend could not start; `failure` says why."""
+        self.settled = asyncio.Event()
+        """Set when the backend has started or could not."""
 
     @property
     def ready(self) -> bool:
@@ -48,7 +48,7 @@ class Lifecycle:
     def _started(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             logger.error("the model could not be started: %s", task.exception())
-            self.failed.set()
+        self.settled.set()
 
     async def stop(self) -> None:
         """Stop the backend, once no request is running."""
@@ -62,7 +62,7 @@ class Lifecycle:
     def require_ready(self) -> None:
         """Raise the 503 of a server whose model is not loaded yet."""
         if not self.ready:
-            what = "could not be started" if self.failed.is_set() else "is still starting"
+            what = "could not be started" if self.failure is not None else "is still starting"
             raise ApiError(f"the model {what}", status=503, code="not_ready", headers={"retry-after": "1"})
 
     @contextlib.contextmanager
