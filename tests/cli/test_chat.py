@@ -1,5 +1,6 @@
 """`chogori chat`: one answer, a conversation, and an address instead of a model."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +31,6 @@ def converse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     """`converse(*typed)` types lines at the prompt and returns what was shown."""
 
     def run(*typed: str, system: str | None = None) -> str:
-        import asyncio
-
         lines = iter(typed)
 
         def scripted_input(mark: str) -> str:

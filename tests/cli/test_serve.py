@@ -29,12 +29,8 @@ def test_one_request_of_a_client_is_answered_and_shown(tmp_path: Path) -> None:
 
 
 def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "--port", "0", "--data-dir", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [*COMMAND, "--port", "0", "--data-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().split()[4].rstrip(",")
@@ -70,8 +66,12 @@ def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 def test_what_cannot_be_is_refused_before_anything_is_loaded(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", *arguments]) == 2
-    assert message in capsys.readouterr().err.replace("\n", " ")
+    try:
+        status = main(["serve", *arguments])
+    except SystemExit as left:  # tyro prints what a nested record refuses, and leaves
+        status = left.code
+    assert status == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_curl_line_is_one_line_of_valid_json() -> None:
