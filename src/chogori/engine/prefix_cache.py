@@ -40,19 +40,19 @@ class PrefixCache:
         self.num_blocks = num_blocks - 1
         self._free = list(range(num_blocks - 1, 0, -1))
         self._root = Node(None, (), 0, True)
-        # Leaves that nobody holds, least recently used first.
-        self._idle_leaves: OrderedDict[int, Node] = OrderedDict()
-        self._num_idle = 0
+        # Nodes that nobody holds, by block, least recently used first. Whoever holds a node holds its parents and
+        # releases them after it, so that a parent always comes behind its children and the first is always a leaf.
+        self._idle: OrderedDict[int, Node] = OrderedDict()
 
     @property
     def num_available(self) -> int:
         """Blocks that can be taken: free ones, and cached ones that nobody holds."""
-        return len(self._free) + self._num_idle
+        return len(self._free) + len(self._idle)
 
     @property
     def num_cached(self) -> int:
         """Blocks that hold a prefix which nobody uses at the moment."""
-        return self._num_idle
+        return len(self._idle)
 
     def match(self, tokens: Sequence[int], *, exact_only: bool = False) -> list[Node]:
         """The longest path of cached blocks that `tokens` begins with."""
@@ -70,19 +70,15 @@ class PrefixCache:
         """Keep the blocks of `path` until `release`."""
         for node in path:
             if node.holders == 0:
-                self._num_idle -= 1
-                self._idle_leaves.pop(node.block, None)
+                del self._idle[node.block]
             node.holders += 1
 
     def release(self, path: Sequence[Node]) -> None:
         """Undo `hold`, or the holding that `insert` began."""
-        # From the end: a parent is a leaf only after its children, and is evicted only after them.
         for node in reversed(path):
             node.holders -= 1
             if node.holders == 0:
-                self._num_idle += 1
-                if not node.children:
-                    self._idle_leaves[node.block] = node
+                self._idle[node.block] = node
 
     def take(self, count: int) -> list[int]:
         """Blocks for new tokens; cached prefixes give way. The caller has checked `num_available`."""
@@ -95,35 +91,28 @@ class PrefixCache:
         self._free.extend(reversed(blocks))
 
     def insert(self, parent: Node | None, tokens: tuple[int, ...], block: int, *, exact: bool) -> Node | None:
-        """Make a full block findable behind `parent` (None for the root); the caller holds it through the node.
+        """Make a full block findable behind `parent` (None for the root). The caller holds the parent, and the new node.
 
         Returns None when another block already spells the same prefix: the caller keeps its own to itself.
         """
         parent = parent or self._root
-        known = parent.children.get(tokens)
-        if known is not None:
+        if tokens in parent.children:
             return None
         node = Node(parent, tokens, block, exact and parent.exact, holders=1)
         parent.children[tokens] = node
-        self._idle_leaves.pop(parent.block, None)
         return node
 
     def clear(self) -> None:
         """Forget every prefix that nobody uses."""
-        while self._num_idle:
+        while self._idle:
             self._evict()
 
     def _evict(self) -> None:
-        block, node = self._idle_leaves.popitem(last=False)
-        self._num_idle -= 1
+        block, node = self._idle.popitem(last=False)
+        assert node.parent is not None, "the root is never evicted"
+        assert not node.children, "only leaves are evicted"
+        del node.parent.children[node.tokens]
         self._free.append(block)
-        parent = node.parent
-        assert parent is not None
-        del parent.children[node.tokens]
-        if parent is not self._root and parent.holders == 0 and not parent.children:
-            self._idle_leaves[parent.block] = parent
-            # It was used at least as recently as its child was inserted, and at most as recently as now.
-            self._idle_leaves.move_to_end(parent.block, last=False)
 
 
 def num_blocks_for(num_tokens: int, block_tokens: int) -> int:
