@@ -21,6 +21,15 @@ TINY = K2Config.preset("tiny").replace(vocab_size=520)
 """More rows than the tokenizer has ids, as in every model whose vocabulary is padded."""
 
 
+@pytest.fixture(scope="module", params=(1, 2), ids=("one thread", "two threads"))
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The test runs with each number of PyTorch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """With merges over JSON's punctuation, so that one token opens or closes several things."""

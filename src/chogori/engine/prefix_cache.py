@@ -91,7 +91,7 @@ class PrefixCache:
         self._free.extend(reversed(blocks))
 
     def insert(self, parent: Node | None, tokens: tuple[int, ...], block: int, *, exact: bool) -> Node | None:
-        """Make a full block findable behind `parent` (None for the root). The caller holds the parent, and the new node.
+        """Make a full block findable behind `parent` (None for the root). The caller holds it, and the new node.
 
         Returns None when another block already spells the same prefix: the caller keeps its own to itself.
         """

@@ -1,0 +1,94 @@
+"""Packed products against PyTorch's own, and each row's result whatever rows stand beside it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from chogori.engine.projections import Projection, SwiGLU
+
+DTYPES = (torch.float32, torch.bfloat16)
+# As they occur: narrower and wider than a register, odd, and a head.
+WIDTHS = ((64, 40), (32, 192), (33, 17), (256, 520))
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_near(found: Tensor, exact: Tensor, *, roundings: int) -> None:
+    """`found` is `exact`, save for a float32 sum of 256 products near 1 and so many roundings to its own type."""
+    eps, sum_error = torch.finfo(found.dtype).eps, 256 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(
+        found.double(), exact.double(), rtol=roundings * eps, atol=roundings * eps / 4 + sum_error
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "out"), WIDTHS)
+def test_a_projection_is_the_linear_map_of_its_weight(width: int, out: int, dtype: torch.dtype) -> None:
+    weight = random(out, width, dtype=dtype) / width**0.5
+    projection = Projection(weight)
+    assert projection.out_features == out
+    for num_rows in (1, 2, 3, 4, 7, 8, 31):
+        x, addend = random(num_rows, width, dtype=dtype, seed=1), random(num_rows, out, dtype=dtype, seed=2)
+        exact = x.double() @ weight.double().T
+        assert_near(projection(x), exact, roundings=1)
+        assert_near(projection(x), functional.linear(x, weight), roundings=2)
+        # The product may be rounded by itself, and terms of up to 4 may cancel.
+        assert_near(projection.plus(x, addend), exact + addend.double(), roundings=8)
+
+
+def test_what_is_added_is_left_as_it_was() -> None:
+    projection, addend = Projection(random(40, 64, dtype=torch.float32)), random(3, 40, dtype=torch.float32)
+    kept = addend.clone()
+    projection.plus(random(3, 64, dtype=torch.float32), addend)
+    assert torch.equal(addend, kept)
+
+
+def test_rows_may_be_slices_of_wider_ones() -> None:
+    projection, wide = Projection(random(40, 64, dtype=torch.bfloat16)), random(5, 200, dtype=torch.bfloat16)
+    assert torch.equal(projection(wide[:, 10:74]), projection(wide[:, 10:74].contiguous()))
+
+
+def test_a_weight_that_changes_later_changes_nothing() -> None:
+    weight = random(40, 64, dtype=torch.float32)
+    projection, x = Projection(weight), random(3, 64, dtype=torch.float32)
+    before = projection(x)
+    weight.zero_()
+    assert torch.equal(projection(x), before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu_is_its_formula(dtype: torch.dtype) -> None:
+    gate, up, down = (random(*s, dtype=dtype, seed=i) / 8 for i, s in enumerate(((32, 64), (32, 64), (64, 32))))
+    swiglu, x, addend = SwiGLU(gate, up, down), random(9, 64, dtype=dtype, seed=5), random(9, 64, dtype=dtype, seed=6)
+    wide = x.double()
+    exact = (functional.silu(wide @ gate.double().T) * (wide @ up.double().T)) @ down.double().T
+    # Gate, up, silu, product and result are rounded.
+    assert_near(swiglu(x), exact, roundings=5)
+    assert_near(swiglu.plus(x, addend), exact + addend.double(), roundings=8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "out"), WIDTHS)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_a_rows_result_does_not_depend_on_the_others(
+    threads: int, width: int, out: int, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    """Not by rounding either: this is what makes an answer independent of its batch."""
+    projection = Projection(random(out, width, dtype=dtype) / width**0.5)
+    swiglu = SwiGLU(*(random(*shape, dtype=dtype) / width**0.5 for shape in ((out, width), (out, width), (width, out))))
+    x, addend = random(70, width, dtype=dtype, seed=1), random(70, out, dtype=dtype, seed=2)
+    alone = [
+        (projection(x[i : i + 1]), projection.plus(x[i : i + 1], addend[i : i + 1]), swiglu(x[i : i + 1]))
+        for i in range(70)
+    ]
+    chosen = data.draw(st.lists(st.integers(0, 69), min_size=1, max_size=70))
+    together = (projection(x[chosen]), projection.plus(x[chosen], addend[chosen]), swiglu(x[chosen]))
+    for place, row in enumerate(chosen):
+        for one, many in zip(alone[row], together, strict=True):
+            assert torch.equal(one[0], many[place])
