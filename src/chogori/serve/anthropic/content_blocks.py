@@ -78,7 +78,7 @@ def _read_here(value: object) -> object:
             "blocks of type {kind} cannot be read, since this model reads text only; expected one of {expected}",
             {"kind": repr(kind), "expected": ", ".join(BLOCKS_READ)},
         )
-    return cast(object, value)
+    return value
 
 
 _ReadHere = BeforeValidator(_read_here)

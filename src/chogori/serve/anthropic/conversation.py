@@ -37,12 +37,11 @@ def read_conversation(
     The last message of an assistant is to be continued, and every call has its result in the turn after it; neither
     holds for a mere beginning of a conversation. Raises RequestError that names the block, as `messages.0.content.1`.
     """
-    reader = _Reader()
+    reader = _Reader(is_beginning=is_beginning)
     if system:
         reader.read_system(system)
     for i, message in enumerate(messages):
-        is_continued = i == len(messages) - 1 and not is_beginning
-        reader.read(message, f"messages.{i}", is_continued=is_continued, is_beginning=is_beginning)
+        reader.read(message, f"messages.{i}", is_last=i == len(messages) - 1)
     if not is_beginning:
         reader.require_results(f"messages.{len(messages) - 1}")
     return canonical_tool_ids(reader.messages).messages
@@ -50,29 +49,30 @@ def read_conversation(
 
 @dataclass
 class _Reader:
+    is_beginning: bool
     messages: list[Message] = field(default_factory=list[Message])
     _open_calls: dict[str, None] = field(default_factory=dict[str, None])
     """Ids of calls without a result, in their order."""
     _is_assistants_turn: bool = False
     """Messages of one role that follow each other are one turn, whatever a system message says between them."""
 
-    def read(self, message: MessageParam, where: str, *, is_continued: bool, is_beginning: bool) -> None:
+    def read(self, message: MessageParam, where: str, *, is_last: bool) -> None:
         match message:
             case UserMessage():
                 self._is_assistants_turn = False
-                self._read_user(message, f"{where}.content", may_be_empty=is_beginning)
+                self._read_user(message, f"{where}.content")
             case AssistantMessage():
                 if not self._is_assistants_turn:
                     self.require_results(where)
                 self._is_assistants_turn = True
-                self._read_assistant(message, f"{where}.content", is_continued=is_continued)
+                self._read_assistant(message, f"{where}.content", is_last=is_last)
             case SystemMessage():
                 self.read_system(message.content)
 
     def read_system(self, content: str | Sequence[TextBlock]) -> None:
         self._append(Message(role="system", content=_joined(_without_billing_header(text) for text in _texts(content))))
 
-    def _read_user(self, message: UserMessage, where: str, *, may_be_empty: bool) -> None:
+    def _read_user(self, message: UserMessage, where: str) -> None:
         texts: list[str] = []
         num_before = len(self.messages)
         blocks = [TextBlock(type="text", text=message.content)] if isinstance(message.content, str) else message.content
@@ -85,7 +85,7 @@ class _Reader:
                     texts.clear()
                     self._append(self._result(block, f"{where}.{i}"))
         self._append(Message(role="user", content=_joined(texts)))
-        if len(self.messages) == num_before and not may_be_empty:
+        if len(self.messages) == num_before and not self.is_beginning:
             _refuse(where, "user messages must have non-empty content")
 
     def _result(self, block: ToolResultBlock, where: str) -> Message:
@@ -101,7 +101,7 @@ class _Reader:
             content = f"Error: {content or 'the tool failed'}"  # K2's format has no other place for it
         return Message(role="tool", tool_call_id=block.tool_use_id, content=content)
 
-    def _read_assistant(self, message: AssistantMessage, where: str, *, is_continued: bool) -> None:
+    def _read_assistant(self, message: AssistantMessage, where: str, *, is_last: bool) -> None:
         # An answer's blocks are pieces of one text, whereas those of a user are paragraphs.
         text = ""
         calls: list[ToolCall] = []
@@ -114,7 +114,7 @@ class _Reader:
                     calls.append(self._call(block, f"{where}.{i}"))
                 case _:
                     pass
-        is_partial = is_continued and bool(text) and not calls
+        is_partial = is_last and not self.is_beginning and bool(text) and not calls
         self._append(Message(role="assistant", content=text, tool_calls=tuple(calls), partial=is_partial))
 
     def _call(self, block: ToolUseBlock, where: str) -> ToolCall:

@@ -59,7 +59,7 @@ def _run_by_the_client(value: object) -> object:
             "and an input_schema",
             {"kind": repr(kind)},
         )
-    return cast(object, value)
+    return value
 
 
 Tool = Annotated[CustomTool, BeforeValidator(_run_by_the_client)]
