@@ -9,7 +9,6 @@ still fits; so no call is ever cut.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -77,58 +76,65 @@ class FreeText:
 
 
 class JsonText:
-    """JSON by a grammar, followed so that its ending always fits."""
+    """JSON by a grammar, followed so that an ending which fits is known at every token."""
 
     def __init__(
-        self, vocabulary: Vocabulary, closer: Closer, matcher: llguidance.LLMatcher, *, reserve: int, schema_bytes: int
+        self, vocabulary: Vocabulary, closer: Closer, matcher: llguidance.LLMatcher, *, end: int, reserve: int
     ) -> None:
-        """`reserve`: tokens that must remain after the JSON. `schema_bytes`: size of the schema."""
+        """`end`: the token that ends the text. `reserve`: tokens that must remain after the JSON."""
         self._vocabulary, self._closer = vocabulary, closer
-        self.matcher = matcher
+        self._matcher = matcher
         self._strings = JsonStrings()
-        self._reserve = reserve
-        # One token opens at most what the schema names, and an ending is no longer than that several times over; with
-        # more room than this, no ending need be looked for.
-        self._wide_room = 512 + 4 * schema_bytes
-        self._ending: list[int] | None = None
+        self._end, self._reserve = end, reserve
+        self._ending: list[int] = []
+        self._is_closing = False
 
     def begin(self, room: int) -> bool:
         """Whether the shortest JSON known fits, its reserve included."""
-        self._ending = self._closer.ending(self.matcher, self._strings, min(room - self._reserve, MAX_ENDING_TOKENS))
-        return self._ending is not None
+        ending = self._closer.ending(self._matcher, self._strings, self._limit(room))
+        self._ending = ending or []
+        return ending is not None
 
     @property
     def is_complete(self) -> bool:
         """Whether the text may end here."""
-        return self.matcher.is_accepting()
+        return self._matcher.is_accepting()
 
     def allowed(self) -> Mask:
-        return self._vocabulary.allowed_by(self.matcher)
+        mask = self._vocabulary.allowed_by(self._matcher)
+        mask[self._end] = self.is_complete
+        return mask
 
     def accept(self, token: int, room: int) -> int:
-        """Take `token` or, where no ending would fit behind it, the next one of the ending known."""
-        room_after = room - 1 - self._reserve
-        follows = bool(self._ending) and self._ending[0] == token
-        if follows:
-            assert self._ending is not None
-            self._ending = self._ending[1:]
-        elif room <= self._wide_room:
-            after, strings = self.matcher.deep_copy(), self._strings.copy()
-            assert after.consume_token(token), "a token outside the mask"
-            strings.feed(self._vocabulary.tokenizer.decode_bytes([token]))
-            ending = self._closer.ending(after, strings, min(room_after, MAX_ENDING_TOKENS))
-            if ending is None and self._ending is None and not self.matcher.is_accepting():
-                # Not looked for since there was wide room: an ending from here.
-                self._ending = self._closer.ending(self.matcher, self._strings, MAX_ENDING_TOKENS)
-            if ending is None:
-                assert self._ending, "no ending is known"
-                token, ending = self._ending[0], self._ending[1:]
-            self._ending = ending
-        else:
-            self._ending = None
-        assert self.matcher.consume_token(token), "a token outside the mask"
-        self._strings.feed(self._vocabulary.tokenizer.decode_bytes([token]))
+        """Take `token` or, where no ending would fit behind it, the next one of the ending known, or the end.
+
+        From there on the ending known is followed, since a search that fails is the dearest.
+        """
+        if token == self._end:
+            return token
+        if not self._is_closing:
+            after, strings = self._after(token)
+            # Looked for at every token: how much one token can open is bounded by nothing, since JSON nests.
+            ending = self._closer.ending(after, strings, self._limit(room - 1), known=self._ending)
+            if ending is not None:
+                self._matcher, self._strings, self._ending = after, strings, ending
+                return token
+            self._is_closing = True
+        if not self._ending:
+            return self._end
+        token = self._ending.pop(0)
+        self._matcher, self._strings = self._after(token)
         return token
+
+    def _limit(self, room: int) -> int:
+        return min(room - self._reserve, MAX_ENDING_TOKENS)
+
+    def _after(self, token: int) -> tuple[llguidance.LLMatcher, JsonStrings]:
+        after, strings = self._matcher.deep_copy(), self._strings.copy()
+        taken = after.consume_token(token)
+        assert taken, "a token outside the mask"
+        strings.feed(self._vocabulary.tokenizer.decode_bytes([token]))
+        return after, strings
 
 
 class JsonAnswer:
@@ -137,8 +143,7 @@ class JsonAnswer:
     def __init__(self, vocabulary: Vocabulary, closer: Closer, response_format: JsonFormat) -> None:
         schema = {"type": "object"} if response_format.schema is None else dict(response_format.schema)
         matcher = vocabulary.matcher_of_schema(schema, field="response_format.json_schema")
-        self._end = vocabulary.im_end
-        self._json = JsonText(vocabulary, closer, matcher, reserve=0, schema_bytes=len(json.dumps(schema)))
+        self._json = JsonText(vocabulary, closer, matcher, end=vocabulary.im_end, reserve=0)
         self._begun = False
 
     @property
@@ -149,20 +154,17 @@ class JsonAnswer:
         return self._json.begin(room)
 
     def allowed(self, room: int) -> Mask:
-        mask = self._json.allowed()
-        mask[self._end] = self._json.is_complete
-        return mask
+        return self._json.allowed()
 
     def accept(self, token: int, room: int) -> int:
         self._begun = True
-        return token if token == self._end else self._json.accept(token, room)
+        return self._json.accept(token, room)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tool:
     spec: ToolSpec
     schema: Mapping[str, JSON]
-    schema_bytes: int
     shortest: int
     """Tokens of the shortest arguments known."""
 
@@ -204,7 +206,7 @@ class ToolCalls:
         ending = self._closer.ending(matcher, JsonStrings(), MAX_ENDING_TOKENS)
         if ending is None:
             raise RequestError(f"{field} cannot be enforced: no arguments satisfy it", field=field)
-        return _Tool(spec=tool, schema=schema, schema_bytes=len(json.dumps(schema)), shortest=len(ending))
+        return _Tool(spec=tool, schema=schema, shortest=len(ending))
 
     def begin(self, room: int) -> bool:
         if self._must_call:
@@ -243,9 +245,7 @@ class ToolCalls:
                 return mask
             case "arguments":
                 assert self._arguments is not None
-                mask = self._arguments.allowed()
-                mask[vocabulary.call_end] = self._arguments.is_complete
-                return mask
+                return self._arguments.allowed()
             case "ended":
                 return vocabulary.only(vocabulary.im_end)
 
@@ -263,24 +263,25 @@ class ToolCalls:
             self._state = "header"
         elif self._state == "header":
             self._accept_header(token, room)
-        elif self._state == "arguments" and token == vocabulary.call_end:
-            self._num_calls += 1
-            self._state = "section"
         elif self._state == "arguments":
             assert self._arguments is not None
-            return self._arguments.accept(token, room)
+            token = self._arguments.accept(token, room)
+            if token == vocabulary.call_end:
+                self._num_calls += 1
+                self._state = "section"
         return token
 
     def _accept_header(self, token: int, room: int) -> None:
         assert self._header is not None
         if token != self._vocabulary.argument_begin:
-            assert self._header.consume_token(token), "a token outside the mask"
+            taken = self._header.consume_token(token)
+            assert taken, "a token outside the mask"
             self._header_bytes += self._vocabulary.tokenizer.decode_bytes([token])
             return
         tool = next(tool for tool in self._tools if self._id_of(tool) == self._header_bytes)
         matcher = self._vocabulary.matcher_of_schema(tool.schema, field="tools")
         self._arguments = JsonText(
-            self._vocabulary, self._closer, matcher, reserve=CLOSING_TOKENS, schema_bytes=tool.schema_bytes
+            self._vocabulary, self._closer, matcher, end=self._vocabulary.call_end, reserve=CLOSING_TOKENS
         )
         fits = self._arguments.begin(room - 1)
         assert fits, "a call was opened for which there is no room"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import llguidance
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from chogori.chat.bpe_ranks import K2_SPLIT_PATTERN
 from chogori.chat.messages import JSON
 from chogori.chat.tokenizer import Tokenizer
+from chogori.engine.enforced_schema import enforced_schema, without_format
 from chogori.errors import RequestError
 
 Mask = NDArray[np.bool_]
@@ -52,7 +54,9 @@ class Vocabulary:
             n_vocab=tokenizer.vocab_size,
         )
         self._eos_id = tokenizer.eos_id
-        self._bits = np.zeros(-(-tokenizer.vocab_size // 32), dtype=np.int32)
+        self._num_words = -(-tokenizer.vocab_size // 32)
+        # Requests are compiled in their caller's thread, calls begin in the engine's.
+        self._lock = threading.Lock()
         self._matchers: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
 
     def only(self, *ids: int) -> Mask:
@@ -63,8 +67,9 @@ class Vocabulary:
 
     def allowed_by(self, matcher: llguidance.LLMatcher) -> Mask:
         """The ids that continue a grammar; its end is not among them (`matcher.is_accepting()` tells)."""
-        matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        words = np.zeros(self._num_words, dtype=np.int32)
+        matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         mask = np.zeros(self.num_rows, dtype=np.bool_)
         size = self.tokenizer.vocab_size
         mask[:size] = bits[:size]
@@ -77,21 +82,17 @@ class Vocabulary:
         Formats that nobody defined are ignored, as JSON schema has it. Raises RequestError, naming `field`, for a
         schema that is not one or uses a keyword that cannot be enforced.
         """
-        key = "json:" + json.dumps(schema, sort_keys=False)
-        if key not in self._matchers:
-            try:
-                self._keep(key, self._compile_schema(dict(schema)))
-            except ValueError as error:
-                raise RequestError(f"{field} cannot be enforced: {error}", field=field) from error
-        return self._copy(key)
+        try:
+            return self._kept("json:" + json.dumps(schema), lambda: self._compile_schema(enforced_schema(schema)))
+        except ValueError as error:
+            raise RequestError(f"{field} cannot be enforced: {error}", field=field) from error
 
     def matcher_of_choice(self, texts: tuple[str, ...]) -> llguidance.LLMatcher:
         """A matcher for exactly one of `texts`, at its beginning."""
-        key = "choice:" + json.dumps(texts)
-        if key not in self._matchers:
-            grammar = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-            self._keep(key, self._compile(llguidance.LLMatcher.grammar_from_lark(grammar)))
-        return self._copy(key)
+        grammar = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        return self._kept(
+            "choice:" + json.dumps(texts), lambda: self._compile(llguidance.LLMatcher.grammar_from_lark(grammar))
+        )
 
     def _compile_schema(self, schema: dict[str, JSON]) -> llguidance.LLMatcher:
         while True:
@@ -102,7 +103,7 @@ class Vocabulary:
                 unknown = str(error).removeprefix("Unknown format: ")
                 if unknown == str(error):
                     raise
-                schema = _without_format(schema, unknown)
+                schema = without_format(schema, unknown)
 
     def _compile(self, grammar: str) -> llguidance.LLMatcher:
         matcher = llguidance.LLMatcher(self._guide, grammar, log_level=0)
@@ -110,19 +111,15 @@ class Vocabulary:
             raise ValueError(matcher.get_error().splitlines()[0])
         return matcher
 
-    def _keep(self, key: str, matcher: llguidance.LLMatcher) -> None:
-        self._matchers[key] = matcher
-        while len(self._matchers) > MAX_GRAMMARS:
-            self._matchers.popitem(last=False)
-
-    def _copy(self, key: str) -> llguidance.LLMatcher:
-        self._matchers.move_to_end(key)
-        return self._matchers[key].deep_copy()
-
-
-def _without_format(schema: Any, unknown: str) -> Any:
-    if isinstance(schema, dict):
-        return {k: _without_format(v, unknown) for k, v in schema.items() if not (k == "format" and v == unknown)}
-    if isinstance(schema, list):
-        return [_without_format(item, unknown) for item in schema]
-    return schema
+    def _kept(self, key: str, make: Callable[[], llguidance.LLMatcher]) -> llguidance.LLMatcher:
+        """A copy of the matcher of `key`, made when it is not known."""
+        with self._lock:
+            matcher = self._matchers.get(key)
+        if matcher is None:
+            matcher = make()
+        with self._lock:
+            self._matchers[key] = matcher
+            self._matchers.move_to_end(key)
+            while len(self._matchers) > MAX_GRAMMARS:
+                self._matchers.popitem(last=False)
+            return matcher.deep_copy()
