@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from chogori.chat.completer import ChatRequest, JsonFormat, NamedTool, Sampling, ToolChoice
@@ -91,11 +91,44 @@ class SchemaFormat(BaseModel):
     strict: bool | None = Field(None, description="The schema is always enforced.")
 
 
+# Tags that are no identifiers are left out of the paths in error messages.
+_CHOICE_TAGS = {"function": "a function", "allowed_tools": "allowed tools"}
+_FORMAT_TAGS = {"text": "a plain format", "json_object": "a plain format", "json_schema": "a schema"}
+
+
+def _tag_of_choice(value: object) -> str | None:
+    return "a word" if isinstance(value, str) else _CHOICE_TAGS.get(str(type_of(value)))
+
+
+def _tag_of_format(value: object) -> str | None:
+    return _FORMAT_TAGS.get(str(type_of(value)))
+
+
+Choice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("a word")]
+    | Annotated[FunctionChoice, Tag("a function")]
+    | Annotated[AllowedTools, Tag("allowed tools")],
+    Discriminator(
+        _tag_of_choice,
+        custom_error_type="tool_choice",
+        custom_error_message="Input should be auto, none, required, or an object of type function or allowed_tools",
+    ),
+]
+TextFormat = Annotated[
+    Annotated[PlainFormat, Tag("a plain format")] | Annotated[SchemaFormat, Tag("a schema")],
+    Discriminator(
+        _tag_of_format,
+        custom_error_type="text_format",
+        custom_error_message="Input should be an object of type text, json_object or json_schema",
+    ),
+]
+
+
 class TextConfig(BaseModel):
     """What the answer's text is."""
 
     model_config = _CLOSED
-    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = Field(None, description="Has no effect.")
 
 
@@ -119,11 +152,7 @@ class ResponseRequest(BaseModel):
     tools: (
         Annotated[list[Annotated[FunctionTool, BeforeValidator(_is_function)]], Field(max_length=MAX_TOOLS)] | None
     ) = None
-    tool_choice: (
-        Literal["auto", "none", "required"]
-        | Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")]
-        | None
-    ) = None
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
