@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chogori.chat.completer import Sampling
 from chogori.engine.vocabulary import Mask
+from chogori.errors import NonFiniteError
 
 Logits = NDArray[np.float32]
 
@@ -52,20 +53,30 @@ class TokenSampler:
         self._biased = [(token, bias) for token, bias in sampling.logit_bias.items() if 0 <= token < num_rows]
 
     def choose(self, logits_V: Logits, allowed_V: Mask) -> int:
-        """One of the allowed tokens."""
+        """One of the allowed tokens. Raises NonFiniteError where their logits are no numbers."""
         sampling = self._sampling
-        scores_V = np.where(allowed_V, self._adjusted(logits_V), -np.inf).astype(np.float32)
+        scores_V = np.where(allowed_V, self._adjusted(logits_V), np.float32(-np.inf))
+        likeliest = int(scores_V.argmax())
+        peak = float(scores_V[likeliest])
+        if np.isnan(peak) or peak == np.inf:
+            raise NonFiniteError(
+                f"the likeliest token's logit, with penalties and biases, is {peak}; expected a number"
+            )
         if sampling.temperature == 0:
-            return int(scores_V.argmax())
+            return likeliest if allowed_V[likeliest] else int(allowed_V.argmax())
         tokens_C = np.flatnonzero(allowed_V)
-        scores_C = scores_V[tokens_C].astype(np.float64) / sampling.temperature
+        scores_C = scores_V[tokens_C].astype(np.float64)
+        # Relative to the likeliest, so that no temperature, however small, makes infinities that cannot be compared.
+        # Where the model finds all of them impossible they are alike.
+        with np.errstate(over="ignore"):
+            scores_C = (scores_C - peak) / sampling.temperature if peak > -np.inf else np.zeros_like(scores_C)
         if sampling.top_k is not None and sampling.top_k < scores_C.size:
             kept = np.argpartition(-scores_C, sampling.top_k - 1)[: sampling.top_k]
             tokens_C, scores_C = tokens_C[kept], scores_C[kept]
         # Likeliest first, equals by id, so that the draw does not depend on how the rest was arranged.
         order = np.lexsort((tokens_C, -scores_C))
         tokens_C, scores_C = tokens_C[order], scores_C[order]
-        weights_C = np.exp(scores_C - scores_C[0])
+        weights_C = np.exp(scores_C)
         if sampling.min_p > 0:
             kept_count = int(np.count_nonzero(weights_C >= sampling.min_p))
             tokens_C, weights_C = tokens_C[:kept_count], weights_C[:kept_count]
