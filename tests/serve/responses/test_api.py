@@ -164,13 +164,6 @@ FAILURES: list[tuple[Exception, type[openai.APIStatusError], int, str | None, st
         "context_length_exceeded",
         "input",
     ),
-    (
-        RequestError("a schema too large", field="response_format.json_schema"),
-        openai.BadRequestError,
-        400,
-        None,
-        "text.format",
-    ),
     (RequestError("tools are odd", field="tools"), openai.BadRequestError, 400, None, "tools"),
     (OverloadedError("64 requests wait", retry_after_s=2.4), openai.RateLimitError, 429, "engine_overloaded", None),
     (BackendError("the engine stopped"), openai.InternalServerError, 500, "backend_failed", None),
@@ -195,6 +188,14 @@ def test_failures_before_the_first_token_have_their_status(
         client.responses.create(model="kimi-test", input="Hello", stream=stream)
     assert (caught.value.status_code, caught.value.code, caught.value.param) == (status, code, param)
     assert str(error) in caught.value.message
+
+
+def test_refusals_name_the_parameters_of_this_api(serve: Serve, client_of: ClientOf) -> None:
+    error = RequestError("response_format.json_schema cannot be enforced", field="response_format.json_schema")
+    client = client_of(serve(ScriptedBackend.saying(error=error)))
+    with pytest.raises(openai.BadRequestError, match=r"- text\.format\.schema cannot be enforced") as caught:
+        client.responses.create(model="kimi-test", input="Hello")
+    assert caught.value.param == "text.format.schema"
 
 
 def test_a_failure_half_way_is_the_last_event_of_a_stream_and_an_error_at_once(

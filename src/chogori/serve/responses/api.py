@@ -23,7 +23,12 @@ from chogori.serve.responses.response_request import ResponseRequest
 from chogori.serve.settings import ServeSettings
 
 API = "openai_responses"
-_FIELDS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+_FIELDS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format.schema",
+}
 router = APIRouter(tags=["responses"], dependencies=[Depends(require_json)])
 
 
@@ -66,6 +71,10 @@ def _fields_as_named_here() -> Generator[None]:
     try:
         yield
     except RequestError as error:
-        if error.field is not None:
-            error.field = _FIELDS.get(error.field.partition(".")[0].partition("[")[0], error.field)
-        raise
+        field = error.field or ""
+        name = _FIELDS.get(field)
+        if name is None:
+            raise
+        message = str(error)
+        message = name + message[len(field) :] if message.startswith(field) else message
+        raise type(error)(message, field=name) from error

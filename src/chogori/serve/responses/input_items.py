@@ -158,7 +158,7 @@ def read_input(value: str | Sequence[Item], *, instructions: str | None) -> list
     Raises RequestError that names the item, such as `input[3].call_id`, and for an input that says nothing.
     """
     conversation = _Conversation()
-    if instructions:
+    if instructions is not None:
         conversation.add(Message(role="system", content=instructions))
     if isinstance(value, str):
         conversation.add(Message(role="user", content=value))
