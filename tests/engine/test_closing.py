@@ -97,6 +97,7 @@ def test_random_beginnings_end_in_what_their_schema_allows(
     """The ending is whole, no longer than asked, the same in every search, and a search changes nothing."""
     schema = random_tool_schema(random.Random(seed))
     matcher, strings = begun(vocabulary, schema)
+    tails = closer.tails(schema)
     rng = np.random.default_rng(seed)
     tokens: list[int] = []
     while len(tokens) < num_tokens and (allowed := np.flatnonzero(vocabulary.allowed_by(matcher))).size:
@@ -104,18 +105,18 @@ def test_random_beginnings_end_in_what_their_schema_allows(
         after, followed = matcher.deep_copy(), strings.copy()
         assert after.consume_token(token)
         followed.feed(vocabulary.tokenizer.decode_bytes([token]))
-        if closer.ending(after, followed, PLENTY) is None:
+        if closer.ending(after, followed, PLENTY, tails=tails) is None:
             break  # such a token is not taken: `accept` puts the ending known before it in its place
         matcher, strings = after, followed
         tokens.append(token)
     mask = vocabulary.allowed_by(matcher)
-    ending = closer.ending(matcher, strings, PLENTY)
+    ending = closer.ending(matcher, strings, PLENTY, tails=tails)
     assert ending is not None
     assert np.array_equal(vocabulary.allowed_by(matcher), mask)
-    assert closer.ending(matcher, strings, PLENTY) == ending
-    assert closer.ending(matcher, strings, len(ending)) == ending
+    assert closer.ending(matcher, strings, PLENTY, tails=tails) == ending
+    assert closer.ending(matcher, strings, len(ending), tails=tails) == ending
     check_json(text_of(vocabulary, vocabulary.tokenizer.decode_bytes(tokens), ending), schema)
-    shorter = closer.ending(matcher, strings, len(ending) - 1) if ending else None
+    shorter = closer.ending(matcher, strings, len(ending) - 1, tails=tails) if ending else None
     assert shorter is None or len(shorter) < len(ending)
     # What remains of an ending is one, whether it is followed or a token of no consequence comes between.
     if len(ending) > 1:
@@ -128,6 +129,11 @@ OWING: dict[str, tuple[dict[str, Any], bytes]] = {
     "a star before the letter wanted": ({"type": "string", "pattern": "^a*b$"}, b'"aaa'),
     "one of many letters": ({"type": "string", "pattern": "x"}, b'"abc'),
     "something, a sign, something": ({"type": "string", "pattern": ".@."}, b'"'),
+    "an extension behind anything": ({"type": "string", "pattern": r"\.pdf$"}, b'"report.p'),
+    "one of two extensions": ({"type": "string", "pattern": r"^.{3,}\.(jpe?g|png)$"}, b'"report.p'),
+    "a domain": ({"type": "string", "pattern": r"^[^@]+@example\.com$", "minLength": 40}, b'"me'),
+    "a group that need not be, begun": ({"type": "string", "pattern": "^a(,b[^c]*cd)*$"}, b'"a,bxyz'),
+    "a quoted word": ({"type": "string", "pattern": r'"\\$'}, b'"'),
     "two letters in order": ({"type": "string", "pattern": "q.*z"}, b'"'),
     "a letter of no alphabet": ({"type": "string", "pattern": "日本"}, b'"abc'),
     "the middle of a character": ({"type": "string"}, '"é'.encode()[:-1]),
@@ -166,7 +172,7 @@ OWING: dict[str, tuple[dict[str, Any], bytes]] = {
 def test_an_ending_is_found_for(vocabulary: Vocabulary, closer: Closer, name: str) -> None:
     schema, data = OWING[name]
     matcher, strings = begun(vocabulary, schema, data)
-    ending = closer.ending(matcher, strings, PLENTY)
+    ending = closer.ending(matcher, strings, PLENTY, tails=closer.tails(schema))
     assert ending is not None
     check_json(text_of(vocabulary, data, ending), schema)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import llguidance
 import numpy as np
 
+from chogori.engine.pattern_examples import pattern_tails
 from chogori.engine.vocabulary import Vocabulary
 
 # In a string its end is what is wanted, outside of one the end of what holds it, else what must follow there, else the
@@ -17,7 +19,11 @@ _NUM_ENDS = {True: 1, False: 4}
 """By whether it is inside a string: how many of these are ends."""
 _OTHERS = bytes(value for value in range(256) if value not in b"\\") + b"\\"
 
-
+Tails: TypeAlias = Sequence[list[int]]
+"""Tokens that may end a string, its quote included; shortest first."""
+FIRST_TRIES = 8
+TRIES_EVERY = 32
+"""Bytes behind which a string's tails are tried: the first few, then every so many, since it may have to be long."""
 NUM_WALKS = 4
 """Random searches for an ending, where two fixed orders of preference find none."""
 WALK_TOKENS = 2048
@@ -61,26 +67,38 @@ class Closer:
             for turned in (False, True)
         }
 
+    def tails(self, schema: Mapping[str, Any]) -> Tails:
+        """What may end the strings that `schema` gives a pattern, for `ending`."""
+        byte_ids = self._vocabulary.byte_ids
+        return [[byte_ids[value] for value in tail] for tail in pattern_tails(schema)]
+
     def ending(
-        self, matcher: llguidance.LLMatcher, strings: JsonStrings, limit: int, *, known: Sequence[int] = ()
+        self,
+        matcher: llguidance.LLMatcher,
+        strings: JsonStrings,
+        limit: int,
+        *,
+        known: Sequence[int] = (),
+        tails: Tails = (),
     ) -> list[int] | None:
         """At most `limit` tokens that complete the text of `matcher`, or None where none were found.
 
         Most tokens leave the ending `known` one token earlier as it was, or put one closing byte before it; that is
-        tried first, at a tenth of the cost of a search. Else the text is ended greedily, by what is forced and else by
-        single bytes; a second attempt prefers other bytes, since a pattern such as a*b never ends under the first one;
-        further ones are random walks, the same in every run. `matcher` and `strings` do not change.
+        tried first, at a tenth of the cost of a search. Else the text is ended greedily, by what is forced, the first
+        of `tails` that fits, and else by single bytes; a second attempt prefers other bytes, since a pattern such as
+        a*b never ends under the first one; further ones are random walks, the same in every run. `matcher` and
+        `strings` do not change.
         """
         for tokens in self._variations(known):
             if len(tokens) <= limit and self._ends(matcher, tokens):
                 return tokens
         for turned in (False, True):
-            tokens = self._attempt(matcher.deep_copy(), strings.copy(), limit, turned=turned)
+            tokens = self._attempt(matcher.deep_copy(), strings.copy(), limit, tails, turned=turned)
             if tokens is not None:
                 return tokens
         for seed in range(NUM_WALKS):
             walk = np.random.default_rng(seed)
-            tokens = self._attempt(matcher.deep_copy(), strings.copy(), min(limit, WALK_TOKENS), walk=walk)
+            tokens = self._attempt(matcher.deep_copy(), strings.copy(), min(limit, WALK_TOKENS), tails, walk=walk)
             if tokens is not None:
                 return tokens
         return None
@@ -103,13 +121,18 @@ class Closer:
         matcher: llguidance.LLMatcher,
         strings: JsonStrings,
         limit: int,
+        tails: Tails,
         *,
         turned: bool = False,
         walk: np.random.Generator | None = None,
     ) -> list[int] | None:
         tokens: list[int] = []
+        num_bytes = 0
         while not matcher.is_accepting():
             step = matcher.compute_ff_tokens()
+            if not step and strings.inside:
+                step = self._tail(matcher, strings, tails, num_bytes)
+                num_bytes += 1
             if not step:
                 mask = self._vocabulary.allowed_by(matcher)
                 order = self._orders[strings.inside, turned]
@@ -125,6 +148,18 @@ class Closer:
                 return None
             strings.feed(self._vocabulary.tokenizer.decode_bytes(step))
         return tokens
+
+    def _tail(self, matcher: llguidance.LLMatcher, strings: JsonStrings, tails: Tails, num_bytes: int) -> list[int]:
+        """The first of `tails` that ends the string; empty where none does, or where it is too early to try again."""
+        if num_bytes >= FIRST_TRIES and num_bytes % TRIES_EVERY:
+            return []
+        for tail in tails:
+            if matcher.validate_tokens(tail) == len(tail):
+                after = strings.copy()
+                after.feed(self._vocabulary.tokenizer.decode_bytes(tail))
+                if not after.inside:  # behind a backslash, a quote ends nothing
+                    return tail
+        return []
 
 
 def _order(*, inside: bool, turned: bool) -> bytes:

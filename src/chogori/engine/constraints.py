@@ -17,7 +17,7 @@ import llguidance
 
 from chogori.chat.completer import ChatRequest, JsonFormat, NamedTool
 from chogori.chat.messages import JSON, ToolSpec
-from chogori.engine.closing import Closer, JsonStrings
+from chogori.engine.closing import Closer, JsonStrings, Tails
 from chogori.engine.vocabulary import Mask, Vocabulary
 from chogori.errors import RequestError
 
@@ -79,11 +79,18 @@ class JsonText:
     """JSON by a grammar, followed so that an ending which fits is known at every token."""
 
     def __init__(
-        self, vocabulary: Vocabulary, closer: Closer, matcher: llguidance.LLMatcher, *, end: int, reserve: int
+        self,
+        vocabulary: Vocabulary,
+        closer: Closer,
+        matcher: llguidance.LLMatcher,
+        *,
+        tails: Tails,
+        end: int,
+        reserve: int,
     ) -> None:
-        """`end`: the token that ends the text. `reserve`: tokens that must remain after the JSON."""
+        """`tails`: see `Closer`. `end`: the token that ends the text. `reserve`: tokens that must remain after it."""
         self._vocabulary, self._closer = vocabulary, closer
-        self._matcher = matcher
+        self._matcher, self._tails = matcher, tails
         self._strings = JsonStrings()
         self._end, self._reserve = end, reserve
         self._ending: list[int] = []
@@ -91,7 +98,7 @@ class JsonText:
 
     def begin(self, room: int) -> bool:
         """Whether the shortest JSON known fits, its reserve included."""
-        ending = self._closer.ending(self._matcher, self._strings, self._limit(room))
+        ending = self._closer.ending(self._matcher, self._strings, self._limit(room), tails=self._tails)
         self._ending = ending or []
         return ending is not None
 
@@ -115,7 +122,7 @@ class JsonText:
         if not self._is_closing:
             after, strings = self._after(token)
             # Looked for at every token: how much one token can open is bounded by nothing, since JSON nests.
-            ending = self._closer.ending(after, strings, self._limit(room - 1), known=self._ending)
+            ending = self._closer.ending(after, strings, self._limit(room - 1), known=self._ending, tails=self._tails)
             if ending is not None:
                 self._matcher, self._strings, self._ending = after, strings, ending
                 return token
@@ -143,7 +150,7 @@ class JsonAnswer:
     def __init__(self, vocabulary: Vocabulary, closer: Closer, response_format: JsonFormat) -> None:
         schema = {"type": "object"} if response_format.schema is None else dict(response_format.schema)
         matcher = vocabulary.matcher_of_schema(schema, field="response_format.json_schema")
-        self._json = JsonText(vocabulary, closer, matcher, end=vocabulary.im_end, reserve=0)
+        self._json = JsonText(vocabulary, closer, matcher, tails=closer.tails(schema), end=vocabulary.im_end, reserve=0)
         self._begun = False
 
     @property
@@ -165,6 +172,7 @@ class JsonAnswer:
 class _Tool:
     spec: ToolSpec
     schema: Mapping[str, JSON]
+    tails: Tails
     shortest: int
     """Tokens of the shortest arguments known."""
 
@@ -203,10 +211,11 @@ class ToolCalls:
         if schema.setdefault("type", "object") != "object":
             raise RequestError(f"{field}.type is {schema['type']!r}; expected 'object'", field=field)
         matcher = self._vocabulary.matcher_of_schema(schema, field=field)
-        ending = self._closer.ending(matcher, JsonStrings(), MAX_ENDING_TOKENS)
+        tails = self._closer.tails(schema)
+        ending = self._closer.ending(matcher, JsonStrings(), MAX_ENDING_TOKENS, tails=tails)
         if ending is None:
             raise RequestError(f"{field} cannot be enforced: no arguments satisfy it", field=field)
-        return _Tool(spec=tool, schema=schema, shortest=len(ending))
+        return _Tool(spec=tool, schema=schema, tails=tails, shortest=len(ending))
 
     def begin(self, room: int) -> bool:
         if self._must_call:
@@ -281,7 +290,12 @@ class ToolCalls:
         tool = next(tool for tool in self._tools if self._id_of(tool) == self._header_bytes)
         matcher = self._vocabulary.matcher_of_schema(tool.schema, field="tools")
         self._arguments = JsonText(
-            self._vocabulary, self._closer, matcher, end=self._vocabulary.call_end, reserve=CLOSING_TOKENS
+            self._vocabulary,
+            self._closer,
+            matcher,
+            tails=tool.tails,
+            end=self._vocabulary.call_end,
+            reserve=CLOSING_TOKENS,
         )
         fits = self._arguments.begin(room - 1)
         assert fits, "a call was opened for which there is no room"
