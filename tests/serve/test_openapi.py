@@ -19,6 +19,14 @@ from tests.serve.scripted_backend import ScriptedBackend
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
 SAID_BY_THE_DOCUMENT = {"invalid_value", "missing_required_parameter", "unknown_parameter", "invalid_json"}
+WORDS_FOR_WHAT_THE_DOCUMENT_SAYS = ("required", "should", "not permitted", "not JSON", "tag", "cannot be read")
+
+
+def is_said_by_the_document(error: dict[str, Any]) -> bool:
+    """Whether a request that fits the document could not have made this error. Anthropic's have no code."""
+    if "code" in error:
+        return error["code"] in SAID_BY_THE_DOCUMENT
+    return any(words in error["message"] for words in WORDS_FOR_WHAT_THE_DOCUMENT_SAYS)
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
@@ -41,7 +49,7 @@ def test_every_answer_is_as_documented(mode: GenerationMode, tmp_path: Path, sub
                 case.validate_response(response, excluded_checks=[positive_data_acceptance, *excluded])
                 if mode is GenerationMode.POSITIVE and response.status_code == 400:
                     # A document cannot hold rules between parameters; everything else it must have said.
-                    assert response.json()["error"]["code"] not in SAID_BY_THE_DOCUMENT, response.text
+                    assert not is_said_by_the_document(response.json()["error"]), response.text
 
             with subtests.test(operation.label):
                 check()

@@ -216,18 +216,17 @@ def test_an_unknown_model_is_not_found(serve: Serve) -> None:
     [
         (b"{", "the body is not JSON"),
         (b"[]", "body: Input should be"),
-        (b'"\\ud800"', "body: Input should be"),
+        (b'"\\ud800"', "not valid UTF-8 text"),
         (b'{"model": "\\ud800"}', "not valid UTF-8 text"),
-        (b"\xff", "the body is not"),
-        (b"[" * 100_000, "the body is not JSON"),
+        (b"\xff", "error parsing the body"),
+        (b"[" * 100_000, "error parsing the body"),
     ],
 )
 def test_a_body_that_is_no_request(serve: Serve, sent: bytes, problem: str) -> None:
     server = serve(ScriptedBackend.saying("Hi"))
     for path in ("/v1/messages", "/anthropic/v1/messages/count_tokens"):
         response = httpx.post(server.url + path, content=sent, headers={"content-type": "application/json"})
-        print(response.text)
-        assert refusal(response)
+        assert problem in refusal(response)
 
 
 JSON_VALUES = st.recursive(

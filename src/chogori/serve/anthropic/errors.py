@@ -11,6 +11,8 @@ from chogori.errors import ContextLengthError, OverloadedError
 from chogori.serve.api_errors import ApiError, api_error_of
 
 OVERLOADED = 529
+THREADS_UNSUPPORTED = "thread_unsupported_request"
+"""By this code the official SDK's tool runner, which asks for a thread unasked, knows that it must do without."""
 _TYPES = {
     401: "authentication_error",
     402: "billing_error",
@@ -25,9 +27,12 @@ _TYPES = {
 
 
 def error_body(error: ApiError, request_id: str) -> dict[str, object]:
-    """`{"type": "error", "error": {type, message}, "request_id"}`."""
+    """`{"type": "error", "error": {type, message}, "request_id"}`; `details` in `error` where a client needs them."""
     kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    words: dict[str, object] = {"type": kind, "message": error.message}
+    if error.code == THREADS_UNSUPPORTED:
+        words["details"] = {"error_code": error.code, "unsupported": ["thread"]}
+    return {"type": "error", "error": words, "request_id": request_id}
 
 
 def anthropic_error_of(error: Exception) -> ApiError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from chogori.chat.completer import ChatRequest, JsonFormat, Sampling
 from chogori.errors import RequestError
 from chogori.serve.anthropic.content_blocks import STRICT, CacheControl, MessageParam, TextContent
 from chogori.serve.anthropic.conversation import read_conversation
+from chogori.serve.anthropic.errors import THREADS_UNSUPPORTED
 from chogori.serve.anthropic.tools import Tool, ToolChoice, allows_parallel_calls, read_tool_choice, read_tools
+from chogori.serve.api_errors import ApiError
 from chogori.serve.openai.parameters import IGNORED_HEADER, Tokens, Whole
 
 DEFAULT_TEMPERATURE = 1.0
@@ -66,6 +68,8 @@ class Prompt(BaseModel):
     context_management: dict[str, Any] | None = Field(None, description="Has no effect: nothing is cut from a prompt.")
     user_profile_id: str | None = Field(None, description="Has no effect.")
     workspace_id: str | None = Field(None, description="Has no effect.")
+    # Said to be null, since it is refused otherwise: by the code that clients know, which pydantic would not give.
+    thread: Annotated[dict[str, Any] | None, WithJsonSchema({"type": "null"})] = None
     mcp_servers: list[dict[str, Any]] | None = Field(None, max_length=0, description="Only an empty list.")
 
     def ignored_parameters(self) -> Iterator[str]:
@@ -92,6 +96,13 @@ class Prompt(BaseModel):
         self, *, model: str, request_id: str | None = None, sampling: Sampling | None = None
     ) -> ChatRequest:
         """What is asked of the Completer. Raises RequestError that names the parameter at fault."""
+        if self.thread is not None:
+            raise ApiError(
+                "thread: this server keeps no conversations; expected all messages in each request, without a thread",
+                status=400,
+                field="thread",
+                code=THREADS_UNSUPPORTED,
+            )
         tools = read_tools(self.tools or ())
         return ChatRequest(
             messages=read_conversation(self.system, self.messages),

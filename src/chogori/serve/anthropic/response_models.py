@@ -13,6 +13,7 @@ class ErrorDetail(BaseModel):
 
     type: str
     message: str
+    details: dict[str, Any] | None = None
 
 
 class AnthropicError(BaseModel):
