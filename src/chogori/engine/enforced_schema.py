@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
+from chogori.engine.number_bounds import as_read
+
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _DATA = ("enum", "const", "default", "examples")
 
@@ -16,11 +18,12 @@ Schema = Mapping[str, Any]
 
 
 def enforced_schema(schema: Schema) -> dict[str, Any]:
-    """`schema` without two ways to satisfy its grammar but not itself.
+    """`schema` without three ways to satisfy its grammar but not itself.
 
     `x-guidance` is dropped: in it a client could switch off keywords, which llguidance then ignores. Keys beyond the
     declared ones are written without escapes: llguidance bars a declared name from them, but lets `"\\u0061"` pass,
-    which is a second "a" of any type. Where pattern properties are declared too, no further keys are allowed.
+    which is a second "a" of any type. Where pattern properties are declared too, no further keys are allowed. Bounds of
+    numbers are those of their readers (`number_bounds`).
 
     Raises ValueError for a number of properties that keys written twice would only seem to reach, and for the
     exclusive bounds of draft 4, which llguidance ignores.
@@ -36,11 +39,12 @@ def without_format(schema: Schema, name: str) -> dict[str, Any]:
 def _enforced(fields: Mapping[str, Any]) -> dict[str, Any]:
     out = {key: value for key, value in fields.items() if key != "x-guidance"}
     least, required = out.get("minProperties"), out.get("required")
-    if isinstance(least, int) and least > (len(cast(list[str], required)) if isinstance(required, list) else 0) + 1:
+    if isinstance(least, int) and least > (len(set(map(str, required))) if isinstance(required, list) else 0) + 1:
         raise ValueError(f"minProperties is {least}; expected at most one more than the properties required")
     for key in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(out.get(key), bool):
             raise ValueError(f"{key} is {out[key]}; expected a number, the bound itself")
+    out = as_read(out)
     further = out.get("additionalProperties", True)
     if further is False:
         return out
