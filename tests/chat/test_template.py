@@ -64,7 +64,6 @@ BLOCKS = [
 ]
 LEARNED = [4, 8, 11]
 """Of the blocks, those that the assistant wrote."""
-TURNS = [[2], [3, 4], [5], [6], [7, 8], [9], [10, 11], [12]]
 """Of the blocks, those of each message."""
 
 
