@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chogori.chat.json_prefix import JsonPrefix
-from chogori.engine.closing import Closer, JsonStrings
+from chogori.engine.closing import Closer
+from chogori.engine.json_place import JsonPlace
 from chogori.engine.vocabulary import Vocabulary
 from tests.engine.constraint_driving import check_json
 from tests.engine.random_schemas import random_tool_schema
@@ -28,50 +28,17 @@ def closer(vocabulary: Vocabulary) -> Closer:
     return Closer(vocabulary)
 
 
-def begun(
-    vocabulary: Vocabulary, schema: dict[str, Any], data: bytes = b""
-) -> tuple[llguidance.LLMatcher, JsonStrings]:
+def begun(vocabulary: Vocabulary, schema: dict[str, Any], data: bytes = b"") -> tuple[llguidance.LLMatcher, JsonPlace]:
     """A matcher and a follower of strings that have read `data`."""
     matcher = vocabulary.matcher_of_schema(schema, field="schema")
     assert matcher.consume_tokens([vocabulary.byte_ids[value] for value in data]), "not the beginning of such a text"
-    strings = JsonStrings()
+    strings = JsonPlace()
     strings.feed(data)
     return matcher, strings
 
 
 def text_of(vocabulary: Vocabulary, data: bytes, ending: list[int]) -> str:
     return (data + vocabulary.tokenizer.decode_bytes(ending)).decode()
-
-
-@given(document=DOCUMENTS, ascii_only=st.booleans(), step=st.integers(1, 5))
-def test_strings_are_told_from_structure_at_every_byte(document: Any, ascii_only: bool, step: int) -> None:
-    """Against the reader of partial JSON that the parsers use, however the bytes are cut into pieces."""
-    text = json.dumps(document, ensure_ascii=ascii_only)
-    reader, strings, pieces = JsonPrefix(), JsonStrings(), JsonStrings()
-    data = text.encode()
-    for start in range(0, len(data), step):
-        pieces.feed(data[start : start + step])
-    for character in text:
-        reader.feed(character)
-        before = strings.copy()
-        strings.feed(character.encode())
-        assert strings.inside == reader.in_string
-        before.feed(character.encode())
-        assert before.inside == strings.inside, "a copy goes on as its original does"
-    assert not strings.inside
-    assert not pieces.inside
-
-
-def test_a_copy_is_at_the_same_escape() -> None:
-    strings = JsonStrings()
-    strings.feed(b'"\\')
-    copy = strings.copy()
-    copy.feed(b'"')
-    assert copy.inside
-    assert strings.inside
-    strings.feed(b'\\"')
-    assert not strings.inside
-    assert copy.inside, "what the original reads does not reach the copy"
 
 
 @settings(max_examples=60)

@@ -207,11 +207,10 @@ def test_no_escape_spells_a_declared_key_twice(vocabulary: Vocabulary, name: str
     ("keyword", "told"),
     [
         ({"not": {"type": "null"}}, "not"),
-        ({"if": {}, "then": {}}, "then"),
-        ({"uniqueItems": True}, "uniqueItems"),
+        ({"if": {"not": {}}, "then": {}}, "not"),
+        ({"uniqueItems": True, "minItems": 2}, "uniqueItems"),
         ({"contains": {}}, "contains"),
-        ({"propertyNames": {}}, "propertyNames"),
-        ({"dependentRequired": {}}, "dependentRequired"),
+        ({"propertyNames": {"minLength": 3}}, "propertyNames"),
         ({"unevaluatedProperties": False}, "unevaluatedProperties"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"type": "strong"}, "strong"),
@@ -286,3 +285,26 @@ def test_an_answer_that_ignores_its_end_goes_on(vocabulary: Vocabulary) -> None:
     assert isinstance(written, Written)
     assert len(written.tokens) == 50
     assert not written.ended
+
+
+LOST: dict[str, tuple[dict[str, Any], bytes]] = {
+    "brackets": ({"type": "object"}, b"["),
+    "objects": ({"type": "object", "properties": {"a": {"$ref": "#"}}}, b'{"'),
+    "digits": ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, b"1"),
+    "zeros behind a point": (
+        {"type": "object", "properties": {"a": {"type": "number", "exclusiveMinimum": 0}}, "required": ["a"]},
+        b"0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_model_that_is_lost_writes_what_readers_take(vocabulary: Vocabulary, name: str) -> None:
+    """Python's json raises RecursionError from about 990 levels on, ValueError from 4,301 digits on."""
+    schema, favourites = LOST[name]
+    tools = [ToolSpec(name="f", parameters=schema)]
+    wishes = {vocabulary.byte_ids[value]: 1e12 for value in favourites}
+    constraint = constraint_of(vocabulary, tools=tools, tool_choice="required")
+    written = write(constraint, vocabulary, max_tokens=5000, rng=np.random.default_rng(0), wishes=wishes)
+    ((_, _, arguments),) = check_calls(written, tools, vocabulary, first_index=0)[:1]
+    assert len(arguments) < 2000

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import llguidance
 import numpy as np
 
+from chogori.engine.json_place import JsonPlace
 from chogori.engine.pattern_examples import pattern_tails
 from chogori.engine.vocabulary import Vocabulary
 
@@ -28,30 +29,6 @@ NUM_WALKS = 4
 """Random searches for an ending, where two fixed orders of preference find none."""
 WALK_TOKENS = 2048
 """Their longest. A pattern such as x or .@. asks for one letter of about 95, so a walk needs about 95 tokens for it."""
-
-
-class JsonStrings:
-    """Whether a JSON text is inside a string, followed byte by byte."""
-
-    __slots__ = ("_escaped", "inside")
-
-    def __init__(self, *, inside: bool = False, escaped: bool = False) -> None:
-        self.inside = inside
-        self._escaped = escaped
-
-    def copy(self) -> JsonStrings:
-        """An independent follower at the same place."""
-        return JsonStrings(inside=self.inside, escaped=self._escaped)
-
-    def feed(self, data: bytes) -> None:
-        """Read on."""
-        for value in data:
-            if self._escaped:
-                self._escaped = False
-            elif value == 0x22:
-                self.inside = not self.inside
-            elif value == 0x5C and self.inside:
-                self._escaped = True
 
 
 class Closer:
@@ -75,7 +52,7 @@ class Closer:
     def ending(
         self,
         matcher: llguidance.LLMatcher,
-        strings: JsonStrings,
+        place: JsonPlace,
         limit: int,
         *,
         known: Sequence[int] = (),
@@ -87,18 +64,18 @@ class Closer:
         tried first, at a tenth of the cost of a search. Else the text is ended greedily, by what is forced, the first
         of `tails` that fits, and else by single bytes; a second attempt prefers other bytes, since a pattern such as
         a*b never ends under the first one; further ones are random walks, the same in every run. `matcher` and
-        `strings` do not change.
+        `place` do not change.
         """
         for tokens in self._variations(known):
             if len(tokens) <= limit and self._ends(matcher, tokens):
                 return tokens
         for turned in (False, True):
-            tokens = self._attempt(matcher.deep_copy(), strings.copy(), limit, tails, turned=turned)
+            tokens = self._attempt(matcher.deep_copy(), place.copy(), limit, tails, turned=turned)
             if tokens is not None:
                 return tokens
         for seed in range(NUM_WALKS):
             walk = np.random.default_rng(seed)
-            tokens = self._attempt(matcher.deep_copy(), strings.copy(), min(limit, WALK_TOKENS), tails, walk=walk)
+            tokens = self._attempt(matcher.deep_copy(), place.copy(), min(limit, WALK_TOKENS), tails, walk=walk)
             if tokens is not None:
                 return tokens
         return None
@@ -119,7 +96,7 @@ class Closer:
     def _attempt(
         self,
         matcher: llguidance.LLMatcher,
-        strings: JsonStrings,
+        place: JsonPlace,
         limit: int,
         tails: Tails,
         *,
@@ -130,32 +107,32 @@ class Closer:
         num_bytes = 0
         while not matcher.is_accepting():
             step = matcher.compute_ff_tokens()
-            if not step and strings.inside:
-                step = self._tail(matcher, strings, tails, num_bytes)
+            if not step and place.inside:
+                step = self._tail(matcher, place, tails, num_bytes)
                 num_bytes += 1
             if not step:
                 mask = self._vocabulary.allowed_by(matcher)
-                order = self._orders[strings.inside, turned]
+                order = self._orders[place.inside, turned]
                 allowed = order[mask[order]]
                 if not allowed.size:
                     return None
                 chosen = 0
-                if walk is not None and not np.isin(allowed[0], order[: _NUM_ENDS[strings.inside]]):
+                if walk is not None and not np.isin(allowed[0], order[: _NUM_ENDS[place.inside]]):
                     chosen = int(walk.integers(allowed.size))
                 step = [int(allowed[chosen])]
             tokens += step
             if len(tokens) > limit or not matcher.consume_tokens(step):
                 return None
-            strings.feed(self._vocabulary.tokenizer.decode_bytes(step))
+            place.feed(self._vocabulary.tokenizer.decode_bytes(step))
         return tokens
 
-    def _tail(self, matcher: llguidance.LLMatcher, strings: JsonStrings, tails: Tails, num_bytes: int) -> list[int]:
+    def _tail(self, matcher: llguidance.LLMatcher, place: JsonPlace, tails: Tails, num_bytes: int) -> list[int]:
         """The first of `tails` that ends the string; empty where none does, or where it is too early to try again."""
         if num_bytes >= FIRST_TRIES and num_bytes % TRIES_EVERY:
             return []
         for tail in tails:
             if matcher.validate_tokens(tail) == len(tail):
-                after = strings.copy()
+                after = place.copy()
                 after.feed(self._vocabulary.tokenizer.decode_bytes(tail))
                 if not after.inside:  # behind a backslash, a quote ends nothing
                     return tail

@@ -17,7 +17,8 @@ import llguidance
 
 from chogori.chat.completer import ChatRequest, JsonFormat, NamedTool
 from chogori.chat.messages import JSON, ToolSpec
-from chogori.engine.closing import Closer, JsonStrings, Tails
+from chogori.engine.closing import Closer, Tails
+from chogori.engine.json_place import JsonPlace
 from chogori.engine.vocabulary import Mask, Vocabulary
 from chogori.errors import RequestError
 
@@ -91,14 +92,14 @@ class JsonText:
         """`tails`: see `Closer`. `end`: the token that ends the text. `reserve`: tokens that must remain after it."""
         self._vocabulary, self._closer = vocabulary, closer
         self._matcher, self._tails = matcher, tails
-        self._strings = JsonStrings()
+        self._place = JsonPlace()
         self._end, self._reserve = end, reserve
         self._ending: list[int] = []
         self._is_closing = False
 
     def begin(self, room: int) -> bool:
         """Whether the shortest JSON known fits, its reserve included."""
-        ending = self._closer.ending(self._matcher, self._strings, self._limit(room), tails=self._tails)
+        ending = self._closer.ending(self._matcher, self._place, self._limit(room), tails=self._tails)
         self._ending = ending or []
         return ending is not None
 
@@ -115,33 +116,36 @@ class JsonText:
     def accept(self, token: int, room: int) -> int:
         """Take `token` or, where no ending would fit behind it, the next one of the ending known, or the end.
 
-        From there on the ending known is followed, since a search that fails is the dearest.
+        So too where readers would give up: a model that is lost opens brackets, or writes digits, without end. From
+        there on the ending known is followed, since a search that fails is the dearest.
         """
         if token == self._end:
             return token
         if not self._is_closing:
-            after, strings = self._after(token)
+            after, place = self._after(token)
             # Looked for at every token: how much one token can open is bounded by nothing, since JSON nests.
-            ending = self._closer.ending(after, strings, self._limit(room - 1), known=self._ending, tails=self._tails)
+            ending = None
+            if place.is_readable:
+                ending = self._closer.ending(after, place, self._limit(room - 1), known=self._ending, tails=self._tails)
             if ending is not None:
-                self._matcher, self._strings, self._ending = after, strings, ending
+                self._matcher, self._place, self._ending = after, place, ending
                 return token
             self._is_closing = True
         if not self._ending:
             return self._end
         token = self._ending.pop(0)
-        self._matcher, self._strings = self._after(token)
+        self._matcher, self._place = self._after(token)
         return token
 
     def _limit(self, room: int) -> int:
         return min(room - self._reserve, MAX_ENDING_TOKENS)
 
-    def _after(self, token: int) -> tuple[llguidance.LLMatcher, JsonStrings]:
-        after, strings = self._matcher.deep_copy(), self._strings.copy()
+    def _after(self, token: int) -> tuple[llguidance.LLMatcher, JsonPlace]:
+        after, place = self._matcher.deep_copy(), self._place.copy()
         taken = after.consume_token(token)
         assert taken, "a token outside the mask"
-        strings.feed(self._vocabulary.tokenizer.decode_bytes([token]))
-        return after, strings
+        place.feed(self._vocabulary.tokenizer.decode_bytes([token]))
+        return after, place
 
 
 class JsonAnswer:
@@ -212,7 +216,7 @@ class ToolCalls:
             raise RequestError(f"{field}.type is {schema['type']!r}; expected 'object'", field=field)
         matcher = self._vocabulary.matcher_of_schema(schema, field=field)
         tails = self._closer.tails(schema)
-        ending = self._closer.ending(matcher, JsonStrings(), MAX_ENDING_TOKENS, tails=tails)
+        ending = self._closer.ending(matcher, JsonPlace(), MAX_ENDING_TOKENS, tails=tails)
         if ending is None:
             raise RequestError(f"{field} cannot be enforced: no arguments satisfy it", field=field)
         return _Tool(spec=tool, schema=schema, tails=tails, shortest=len(ending))
