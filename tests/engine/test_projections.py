@@ -1,11 +1,14 @@
 """Packed products against PyTorch's own, and each row's result whatever rows stand beside it."""
 
+import functools
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import linear, silu
 
 from chogori.engine.projections import Projection, SwiGLU
 
@@ -36,7 +39,7 @@ def test_a_projection_is_the_linear_map_of_its_weight(width: int, out: int, dtyp
         x, addend = random(num_rows, width, dtype=dtype, seed=1), random(num_rows, out, dtype=dtype, seed=2)
         exact = x.double() @ weight.double().T
         assert_near(projection(x), exact, roundings=1)
-        assert_near(projection(x), functional.linear(x, weight), roundings=2)
+        assert_near(projection(x), linear(x, weight), roundings=2)
         # The product may be rounded by itself, and terms of up to 4 may cancel.
         assert_near(projection.plus(x, addend), exact + addend.double(), roundings=8)
 
@@ -66,29 +69,54 @@ def test_swiglu_is_its_formula(dtype: torch.dtype) -> None:
     gate, up, down = (random(*s, dtype=dtype, seed=i) / 8 for i, s in enumerate(((32, 64), (32, 64), (64, 32))))
     swiglu, x, addend = SwiGLU(gate, up, down), random(9, 64, dtype=dtype, seed=5), random(9, 64, dtype=dtype, seed=6)
     wide = x.double()
-    exact = (functional.silu(wide @ gate.double().T) * (wide @ up.double().T)) @ down.double().T
+    exact = (silu(wide @ gate.double().T) * (wide @ up.double().T)) @ down.double().T
     # Gate, up, silu, product and result are rounded.
     assert_near(swiglu(x), exact, roundings=5)
     assert_near(swiglu.plus(x, addend), exact + addend.double(), roundings=8)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """A projection and a SwiGLU, rows for them, and what each row gives alone."""
+
+    width: int
+    out: int
+    dtype: torch.dtype
+    num_threads: int
+
+    def of(self, rows: list[int]) -> tuple[Tensor, ...]:
+        projection, swiglu, x, addend = self._parts
+        return projection(x[rows]), projection.plus(x[rows], addend[rows]), swiglu(x[rows])
+
+    @functools.cached_property
+    def alone(self) -> list[tuple[Tensor, ...]]:
+        return [self.of([row]) for row in range(70)]
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Projection, SwiGLU, Tensor, Tensor]:
+        width, out, dtype = self.width, self.out, self.dtype
+        shapes = ((out, width), (out, width), (width, out))
+        return (
+            Projection(random(out, width, dtype=dtype) / width**0.5),
+            SwiGLU(*(random(*shape, dtype=dtype) / width**0.5 for shape in shapes)),
+            random(70, width, dtype=dtype, seed=1),
+            random(70, out, dtype=dtype, seed=2),
+        )
+
+
+products = functools.cache(Products)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "out"), WIDTHS)
-@given(data=st.data())
+@given(chosen=st.lists(st.integers(0, 69), min_size=1, max_size=70))
 @settings(max_examples=25)
 def test_a_rows_result_does_not_depend_on_the_others(
-    threads: int, width: int, out: int, dtype: torch.dtype, data: st.DataObject
+    threads: int, width: int, out: int, dtype: torch.dtype, chosen: list[int]
 ) -> None:
     """Not by rounding either: this is what makes an answer independent of its batch."""
-    projection = Projection(random(out, width, dtype=dtype) / width**0.5)
-    swiglu = SwiGLU(*(random(*shape, dtype=dtype) / width**0.5 for shape in ((out, width), (out, width), (width, out))))
-    x, addend = random(70, width, dtype=dtype, seed=1), random(70, out, dtype=dtype, seed=2)
-    alone = [
-        (projection(x[i : i + 1]), projection.plus(x[i : i + 1], addend[i : i + 1]), swiglu(x[i : i + 1]))
-        for i in range(70)
-    ]
-    chosen = data.draw(st.lists(st.integers(0, 69), min_size=1, max_size=70))
-    together = (projection(x[chosen]), projection.plus(x[chosen], addend[chosen]), swiglu(x[chosen]))
+    given_ones = products(width=width, out=out, dtype=dtype, num_threads=threads)
+    together = given_ones.of(chosen)
     for place, row in enumerate(chosen):
-        for one, many in zip(alone[row], together, strict=True):
+        for one, many in zip(given_ones.alone[row], together, strict=True):
             assert torch.equal(one[0], many[place])
