@@ -219,7 +219,7 @@ def test_no_escape_spells_a_declared_key_twice(vocabulary: Vocabulary, name: str
         ({"type": "object", "minProperties": 2}, "minProperties is 2; expected at most one more"),
         ({"$ref": "https://example.org/schema"}, "example.org"),
         ({"$ref": "#/$defs/missing"}, "missing"),
-        ({"type": "string", "minLength": 5000}, "no arguments satisfy it"),
+        ({"type": "string", "minLength": 5000}, "no arguments of at most 4096 tokens satisfy it"),
     ],
 )
 def test_what_cannot_be_enforced_is_refused_by_name(vocabulary: Vocabulary, keyword: dict[str, Any], told: str) -> None:
@@ -308,3 +308,38 @@ def test_a_model_that_is_lost_writes_what_readers_take(vocabulary: Vocabulary, n
     written = write(constraint, vocabulary, max_tokens=5000, rng=np.random.default_rng(0), wishes=wishes)
     ((_, _, arguments),) = check_calls(written, tools, vocabulary, first_index=0)[:1]
     assert len(arguments) < 2000
+
+
+NAMES = ("a", "ab", "a-b", "a.b", "a:0", "a:0:0", "$a", "functions.a", "/re/", "%", "天気", "é", "😀", "a" * 300)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_told_from_those_that_begin_alike(vocabulary: Vocabulary, name: str) -> None:
+    """Each has arguments of its own, so that a call of one name with another's schema would show."""
+    tools = [
+        ToolSpec(
+            name=name + rest,
+            parameters={"type": "object", "properties": {"n": {"const": rest}}, "required": ["n"]},
+        )
+        for rest in ("", "x", ":0", ":0:0", "-", ".", "x9")
+    ]
+    seen: set[str] = set()
+    for seed in range(2):
+        written = write(
+            constraint_of(vocabulary, tools=tools, tool_choice="required", first_index=9),
+            vocabulary,
+            max_tokens=300 + 6 * len(name),
+            rng=np.random.default_rng(seed),
+            wishes={vocabulary.section_end: 0.05, vocabulary.call_end: 1e6},
+        )
+        seen |= {name for _, name, _ in check_calls(written, tools, vocabulary, first_index=9)}
+    assert len(seen) >= 3
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", 'a"b', "a\\b", "<|im_end|>", "\x7f", "\ud800", "\u2028", "a,b", "f()"])
+def test_names_that_could_not_be_read_back_are_refused(vocabulary: Vocabulary, name: str) -> None:
+    tools = [ToolSpec(name="f", parameters=SHORT), ToolSpec(name=name, parameters=SHORT)]
+    for choice in ("auto", "required", NamedTool(name=name)):
+        with pytest.raises(RequestError, match=r"tools\[1\]\.function\.name is .*; expected no white space") as caught:
+            constraint_of(vocabulary, tools=tools, tool_choice=choice)
+        assert caught.value.field == "tools[1].function.name"

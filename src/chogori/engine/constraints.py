@@ -9,7 +9,7 @@ still fits; so no call is ever cut.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,6 +17,7 @@ import llguidance
 
 from chogori.chat.completer import ChatRequest, JsonFormat, NamedTool
 from chogori.chat.messages import JSON, ToolSpec
+from chogori.chat.tool_call_events import CallName, name_of
 from chogori.engine.closing import Closer, Tails
 from chogori.engine.json_place import JsonPlace
 from chogori.engine.vocabulary import Mask, Vocabulary
@@ -188,19 +189,20 @@ class ToolCalls:
         self,
         vocabulary: Vocabulary,
         closer: Closer,
-        tools: Sequence[ToolSpec],
+        tools: Mapping[int, ToolSpec],
         *,
         content: Content,
         first_index: int,
         must_call: bool,
         max_calls: int = MAX_CALLS,
     ) -> None:
-        """`first_index`: number of the next call in the conversation. `must_call`: the answer begins with a call.
+        """`tools`: those that may be called, by their place in the request. `first_index`: number of the next call in
+        the conversation. `must_call`: the answer begins with a call.
 
-        Raises RequestError for a tool whose schema cannot be enforced.
+        Raises RequestError for a tool whose name cannot be written or whose schema cannot be enforced.
         """
         self._vocabulary, self._closer = vocabulary, closer
-        self._tools = [self._compile(i, tool) for i, tool in enumerate(tools)]
+        self._tools = [self._compile(i, tool) for i, tool in tools.items()]
         self._first_index, self._must_call, self._max_calls = first_index, must_call, max_calls
         self._num_calls = 0
         self._state: Literal["text", "section", "header", "arguments", "ended"] = "text"
@@ -210,6 +212,7 @@ class ToolCalls:
         self._content = content
 
     def _compile(self, index: int, tool: ToolSpec) -> _Tool:
+        _check_name(tool.name, field=f"tools[{index}].function.name")
         field = f"tools[{index}].function.parameters"
         schema = dict(tool.parameters)
         if schema.setdefault("type", "object") != "object":
@@ -218,7 +221,10 @@ class ToolCalls:
         tails = self._closer.tails(schema)
         ending = self._closer.ending(matcher, JsonPlace(), MAX_ENDING_TOKENS, tails=tails)
         if ending is None:
-            raise RequestError(f"{field} cannot be enforced: no arguments satisfy it", field=field)
+            raise RequestError(
+                f"{field} cannot be enforced: no arguments of at most {MAX_ENDING_TOKENS} tokens satisfy it",
+                field=field,
+            )
         return _Tool(spec=tool, schema=schema, tails=tails, shortest=len(ending))
 
     def begin(self, room: int) -> bool:
@@ -311,6 +317,15 @@ class ToolCalls:
         return self._state in ("header", "arguments")
 
 
+def _check_name(name: str, *, field: str) -> None:
+    """Refuse a name with which a call could not be read back."""
+    if not name.isprintable() or name_of(f"functions.{name}:0") != CallName(name, 0):
+        raise RequestError(
+            f"{field} is {name!r}; expected no white space, quotes, brackets, backslashes or control characters",
+            field=field,
+        )
+
+
 class Constraints:
     """Makes the constraint that a request asks for."""
 
@@ -334,7 +349,11 @@ class Constraints:
         return ToolCalls(
             self._vocabulary,
             self._closer,
-            [tool for tool in request.tools if not isinstance(choice, NamedTool) or tool.name == choice.name],
+            {
+                index: tool
+                for index, tool in enumerate(request.tools)
+                if not isinstance(choice, NamedTool) or tool.name == choice.name
+            },
             content=content,
             first_index=first_index,
             must_call=choice != "auto",
