@@ -11,6 +11,7 @@ llama-cpp-python (`--llama-python`); it reads the weights that `chogori export g
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import queue
 import statistics
@@ -19,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,15 @@ import numpy as np
 import torch
 from measurement import Comparison, bar_line, print_rows, timed, write_results
 
-from chogori.chat.completer import Sampling
+from chogori.chat import SAMPLES, Sampling, Tokenizer
+from chogori.cli.export import gguf_vocabulary
 from chogori.engine.answer import Ended, Output, Produced, PromptRead
 from chogori.engine.config import EngineConfig
 from chogori.engine.engine import Engine
 from chogori.engine.forward import ServedModel
 from chogori.engine.vocabulary import Mask
 from chogori.model import K2Config, K2Model
+from chogori.model.gguf_export import GgufType, save_gguf
 
 CONFIG = K2Config(
     vocab_size=320,
@@ -77,9 +81,9 @@ class AnyToken:
 class Ours:
     """The engine, fed as a server feeds it."""
 
-    def __init__(self, model: K2Model, **config: Any) -> None:
-        settings = {"cache_tokens": 131_072, "num_threads": 1, "reuse_prefixes": False, **config}
-        self.engine = Engine(ServedModel(model), frozenset(), EngineConfig(**settings))
+    def __init__(self, model: K2Model, *, reuse_prefixes: bool = False) -> None:
+        settings = EngineConfig(cache_tokens=131_072, num_threads=1, reuse_prefixes=reuse_prefixes)
+        self.engine = Engine(ServedModel(model), frozenset(), settings)
         self.engine.start()
 
     def submit(self, prompt: Sequence[int], new_tokens: int) -> queue.Queue[tuple[float, Output]]:
@@ -175,7 +179,7 @@ def evenness_of_streams(ours: Ours, generator: torch.Generator) -> tuple[float, 
     end = start
     for outputs in queues:
         times = [at for at, output in drain(outputs) if isinstance(output, Produced)]
-        pauses += [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        pauses += [later - earlier for earlier, later in itertools.pairwise(times)]
         end = max(end, times[-1])
     return 64 * NEW_TOKENS / (end - start), statistics.median(pauses), max(pauses)
 
@@ -240,7 +244,7 @@ def compare(
     for turn in range(rounds + 1):
         prompts = random_prompts(*load, generator)
         # One compute thread each: what ours uses more is its engine's thread handing tokens out.
-        samples = {name: timed(lambda run=run: run(prompts)) for name, run in contenders.items()}
+        samples = {name: timed(partial(run, prompts)) for name, run in contenders.items()}
         if turn:
             comparison.add_turn(
                 {
@@ -266,9 +270,12 @@ def check_tokens(model: K2Model, folder: str, llama_python: str | None, generato
             raise SystemExit(f"{name} produces other tokens from the same weights; the comparison means nothing")
 
 
-def export_gguf(model: K2Model, folder: str, dtype: str) -> Path:
-    """The weights as llama.cpp reads them."""
-    raise SystemExit("not yet")
+def export_gguf(model: K2Model, folder: str, dtype: GgufType) -> Path:
+    """The weights as llama.cpp reads them, with a vocabulary that nobody reads."""
+    path = Path(folder) / f"{dtype}.gguf"
+    tokenizer = Tokenizer.train(SAMPLES.values(), vocab_size=CONFIG.vocab_size)
+    save_gguf(model, path, vocabulary=gguf_vocabulary(tokenizer), name="engine", dtype=dtype)
+    return path
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import importlib.util
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +17,8 @@ from starlette.exceptions import HTTPException
 from chogori import __version__
 from chogori.errors import ChogoriError
 from chogori.serve import probes
+from chogori.serve.anthropic import api as anthropic_api
+from chogori.serve.anthropic.errors import error_body as anthropic_error_body
 from chogori.serve.api_errors import ApiError, api_error_of
 from chogori.serve.backend import Backend
 from chogori.serve.envelope import BodyLimit, Envelope, request_id
@@ -27,6 +27,7 @@ from chogori.serve.lifecycle import Lifecycle
 from chogori.serve.metrics import Metrics
 from chogori.serve.openai import api as openai_api
 from chogori.serve.openai.errors import error_body as openai_error_body
+from chogori.serve.responses import api as responses_api
 from chogori.serve.settings import ServeSettings
 
 MULTIPART_OVERHEAD_BYTES = 64_000
@@ -57,9 +58,8 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
 
     app.include_router(probes.router)
     app.include_router(openai_api.router)
-    for name in ("chogori.serve.anthropic.api", "chogori.serve.responses.api"):
-        if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
-            app.include_router(importlib.import_module(name).router)
+    app.include_router(responses_api.router)
+    app.include_router(anthropic_api.router)
 
     for kind in (ChogoriError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
@@ -116,7 +116,7 @@ def _in_openai_words(request: Request, error: Exception) -> ApiError:
 
 def _render_error(request: Request, error: ApiError) -> Response:
     path = request.url.path
-    if path.startswith(("/anthropic/", "/v1/messages")) and importlib.util.find_spec("chogori.serve.anthropic"):
-        errors = importlib.import_module("chogori.serve.anthropic.errors")
-        return JSONResponse(errors.error_body(error, request_id(request)), error.status, error.headers)
+    if path.startswith(("/anthropic/", "/v1/messages")):
+        headers = {**(error.headers or {}), "request-id": request_id(request)}
+        return JSONResponse(anthropic_error_body(error, request_id(request)), error.status, headers)
     return JSONResponse(openai_error_body(error), error.status, error.headers)
