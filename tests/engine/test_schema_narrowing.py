@@ -8,6 +8,8 @@ import jsonschema
 import pytest
 
 from chogori.engine.schema_narrowing import narrowed
+from chogori.engine.vocabulary import Vocabulary
+from chogori.errors import RequestError
 
 A = {"type": "string"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -92,3 +94,24 @@ def test_the_narrower_schema_admits_nothing_that_the_schema_does_not(name: str) 
             num_satisfying += 1
             jsonschema.Draft202012Validator(schema).validate(value)
     assert num_satisfying > 5
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"dependentRequired": {"a": 3}},
+        {"dependentRequired": [1]},
+        {"required": 3, "dependentRequired": {"a": ["b"]}},
+        {"uniqueItems": True, "minItems": "x"},
+        {"uniqueItems": True, "maxItems": "y"},
+        {"uniqueItems": True, "prefixItems": 3},
+        {"dependentSchemas": {"a": {}}, "allOf": 3},
+        {"dependentSchemas": 3},
+        {"if": {"type": "null"}, "allOf": {}},
+        {"propertyNames": 3},
+    ],
+)
+def test_what_is_no_schema_stays_to_be_refused(vocabulary: Vocabulary, schema: dict[str, Any]) -> None:
+    assert narrowed(schema) == schema
+    with pytest.raises(RequestError, match="cannot be enforced"):
+        vocabulary.matcher_of_schema(schema, field="tools[0].function.parameters")

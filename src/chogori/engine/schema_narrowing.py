@@ -68,39 +68,50 @@ def _property_names(schema: dict[str, Any]) -> None:
 def _unique_items(schema: dict[str, Any]) -> None:
     if schema.get("uniqueItems") is False:
         del schema["uniqueItems"]
-    elif schema.get("uniqueItems") is True and max(schema.get("minItems", 0), len(schema.get("prefixItems", ()))) <= 1:
-        schema["maxItems"] = min(1, schema.get("maxItems", 1))
+        return
+    fewest, most, first = schema.get("minItems", 0), schema.get("maxItems", 1), schema.get("prefixItems", [])
+    if not (isinstance(fewest, int) and isinstance(most, int) and isinstance(first, list)):
+        return
+    if schema.get("uniqueItems") is True and max(fewest, len(cast(list[Any], first))) <= 1:
+        schema["maxItems"] = min(1, most)
         del schema["uniqueItems"]
 
 
 def _dependent_required(schema: dict[str, Any]) -> None:
-    dependents = schema.pop("dependentRequired", None)
-    if not isinstance(dependents, Mapping):
-        if dependents is not None:
-            schema["dependentRequired"] = dependents
+    dependents, required = schema.get("dependentRequired"), schema.get("required", [])
+    if not isinstance(dependents, Mapping) or not isinstance(required, list):
         return
-    required = list(schema.get("required", []))
-    for names in cast(Mapping[str, list[str]], dependents).values():
-        required += [name for name in names if name not in required]
-    schema["required"] = required
+    lists = list(cast(Mapping[str, Any], dependents).values())
+    if not all(isinstance(names, list) for names in lists):
+        return
+    names = [name for names in (required, *lists) for name in cast(list[Any], names)]
+    schema["required"] = list(dict.fromkeys(map(str, names)))
+    del schema["dependentRequired"]
 
 
 def _dependent_schemas(schema: dict[str, Any]) -> None:
-    dependents = schema.pop("dependentSchemas", None)
-    if isinstance(dependents, Mapping):
-        schema["allOf"] = [*schema.get("allOf", []), *cast(Mapping[str, Any], dependents).values()]
+    dependents = schema.get("dependentSchemas")
+    if isinstance(dependents, Mapping) and _require(schema, *cast(Mapping[str, Any], dependents).values()):
+        del schema["dependentSchemas"]
 
 
 def _condition(schema: dict[str, Any]) -> None:
     if "if" not in schema:
         schema.pop("then", None)
         schema.pop("else", None)
-        return
-    condition, consequence = schema.pop("if"), schema.pop("then", True)
-    schema.pop("else", None)
-    met = [part for part in (condition, consequence) if part is not True]
-    if met:
-        schema["allOf"] = [*schema.get("allOf", []), *met]
+    elif _require(schema, *(part for part in (schema["if"], schema.get("then", True)) if part is not True)):
+        for key in ("if", "then", "else"):
+            schema.pop(key, None)
+
+
+def _require(schema: dict[str, Any], *parts: Any) -> bool:
+    """Add to what must all be satisfied; False where the schema is not one."""
+    known = schema.get("allOf", [])
+    if not isinstance(known, list):
+        return False
+    if parts:
+        schema["allOf"] = [*cast(list[Any], known), *parts]
+    return True
 
 
 _STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (
