@@ -319,7 +319,12 @@ def test_names_are_told_from_those_that_begin_alike(vocabulary: Vocabulary, name
     tools = [
         ToolSpec(
             name=name + rest,
-            parameters={"type": "object", "properties": {"n": {"const": rest}}, "required": ["n"]},
+            parameters={
+                "type": "object",
+                "properties": {"n": {"const": rest}},
+                "required": ["n"],
+                "additionalProperties": False,
+            },
         )
         for rest in ("", "x", ":0", ":0:0", "-", ".", "x9")
     ]
