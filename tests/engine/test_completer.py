@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import cast
 
@@ -24,6 +24,7 @@ from chogori.chat.completer import (
     TextRequest,
     ToolCallBegin,
     ToolCallDelta,
+    ToolChoice,
     Usage,
     complete,
 )
@@ -201,7 +202,7 @@ def test_closing_the_stream_frees_everything_at_once(make_completer: Make) -> No
 
     async def leave_early() -> None:
         request = chat(sampling=Sampling(max_tokens=400, num_choices=4, ignore_eos=True))
-        async with aclosing(cast(AsyncGenerator[Event], completer.stream(request))) as events:
+        async with aclosing(completer.stream(request)) as events:
             async for event in events:
                 if isinstance(event, ContentDelta):
                     break
@@ -252,7 +253,8 @@ def test_every_call_of_two_thousand_requests_is_valid(make_completer: Make) -> N
             ToolSpec(name=f"tool_{i}", parameters=random_tool_schema(random_), declaration={"name": f"tool_{i}"})
             for i in range(random_.randint(1, 3))
         ]
-        choice = random_.choice(["auto", "required", NamedTool(name="tool_0")])
+        choices: list[ToolChoice] = ["auto", "required", NamedTool(name="tool_0")]
+        choice = random_.choice(choices)
         sampling = Sampling(max_tokens=random_.choice([20, 60, 120, 250]), seed=number, temperature=1.5)
         prompt = [Message(role="user", content="call")]
         request = ChatRequest(messages=prompt, tools=tools, tool_choice=choice, sampling=sampling)

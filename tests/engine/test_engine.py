@@ -434,3 +434,18 @@ def test_usage_is_exact(make_engine: MakeEngine, vocabulary: Vocabulary) -> None
         assert counted(asked.received) == len(asked.received) - 2 == ended.num_tokens == 9
         assert asked.answer is not None
         assert asked.answer.num_computed == length + 8, "the last token's latent is never needed"
+
+
+def test_a_sink_that_raises_ends_its_own_answer_and_no_other(
+    make_engine: Callable[..., Engine], vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+
+    def broken(output: object) -> None:
+        raise RuntimeError("nobody listens")
+
+    engine.submit([1, 2, 3], Sampling(max_tokens=4), FreeText(vocabulary), broken)
+    for _ in range(3):
+        assert ask(engine, vocabulary, [4, 5, 6]).finish().reason == "length"
+    assert engine.state().running == engine.state().waiting == engine.state().cache_tokens_used == 0
+    assert "an answer's sink failed" in caplog.text

@@ -206,7 +206,6 @@ def test_a_step_writes_the_rows_of_its_own_tokens_and_no_others() -> None:
 
 # Prompts within a piece, at its edges and over several; answers that cross from one span of keys to the next.
 ANSWERS = [(1, 3), (2, 2), (7, 6), (31, 4), (32, 4), (33, 4), (118, 12), (128, 3), (150, 4), (3, 3), (125, 6)]
-INVARIANT = TINY.replace(num_experts=32)
 
 
 def reader_of(index: int, cache: Cache) -> Reader:
@@ -217,7 +216,7 @@ def reader_of(index: int, cache: Cache) -> Reader:
 
 @functools.cache
 def alone(index: int, dtype: torch.dtype) -> Reader:
-    cache = Cache(served_of(INVARIANT, dtype))
+    cache = Cache(served_of(TINY, dtype))
     return cache.run(reader_of(index, cache))
 
 
@@ -228,7 +227,7 @@ def test_an_answers_logits_are_the_same_bits_in_any_company(dtype: torch.dtype, 
     """Alone, beside others, in another order, beside pieces of prompts: a row depends on its own answer alone."""
     chosen = data.draw(st.lists(st.integers(0, len(ANSWERS) - 1), min_size=2, max_size=8), label="answers")
     order = data.draw(st.randoms(use_true_random=False), label="order")
-    cache = Cache(served_of(INVARIANT, dtype))
+    cache = Cache(served_of(TINY, dtype))
     readers = [reader_of(index, cache) for index in chosen]
     while under_way := [reader for reader in readers if not reader.is_done]:
         count = order.randint(max(1, len(under_way) - 3), len(under_way))
@@ -237,10 +236,27 @@ def test_an_answers_logits_are_the_same_bits_in_any_company(dtype: torch.dtype, 
         assert_same_bits(reader, alone(index, dtype))
 
 
+def test_the_weights_are_its_own() -> None:
+    """Training the model that it was made from changes nothing, and the model stays in the mode it was in."""
+    model = scatter(K2Model(TINY, seed=0)).train()
+    served = ServedModel(model)
+
+    def logits() -> list[Tensor]:
+        cache = Cache(served)
+        return list(cache.run(Reader(tokens_of(1, 20), 15, cache.slots(20))).logits.values())
+
+    before = logits()
+    with torch.no_grad():
+        for value in [*model.parameters(), *model.buffers()]:
+            value.zero_()
+    assert all(torch.equal(first, second) for first, second in zip(before, logits(), strict=True))
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_prompt", [9, 32, 33, 75, 150])
 def test_a_prefix_found_at_any_block_gives_the_same_bits_as_reading_it(num_prompt: int, dtype: torch.dtype) -> None:
-    cache = Cache(served_of(INVARIANT, dtype))
+    cache = Cache(served_of(TINY, dtype))
     tokens = tokens_of(num_prompt, num_prompt + 3)
     whole = cache.run(Reader(tokens, num_prompt, cache.slots(len(tokens))))
     for found in range(BLOCK, num_prompt, BLOCK):
@@ -256,7 +272,7 @@ def test_a_prefix_found_at_any_block_gives_the_same_bits_as_reading_it(num_promp
 def test_company_changes_nothing_with_two_threads_either(threads: int, dtype: torch.dtype) -> None:
     """Few steps, since on a busy machine each waits for both threads; last, since the module keeps its threads."""
     assert torch.get_num_threads() == threads
-    cache, company = Cache(served_of(INVARIANT, dtype)), Cache(served_of(INVARIANT, dtype))
+    cache, company = Cache(served_of(TINY, dtype)), Cache(served_of(TINY, dtype))
     indices = (1, 2, 4, 5)
     together = [reader_of(index, company) for index in indices]
     while under_way := [reader for reader in together if not reader.is_done]:

@@ -72,7 +72,7 @@ def test_what_cannot_be_narrowed_and_what_is_no_schema_stays(schema: dict[str, A
     assert narrowed(schema) == schema
 
 
-def some_value(random_: random.Random, depth: int = 2) -> object:
+def some_value(random_: random.Random, depth: int = 2) -> Any:
     """Values that satisfy or miss the schemas of CASES by about as much."""
     if depth and random_.random() < 0.5:
         names = random_.sample(["a", "b", "c", "xa", "xb"], random_.randint(0, 3))

@@ -61,6 +61,7 @@ class Answer:
     cancelled: bool = False
     """Set by whoever no longer wants the answer."""
 
+    ended: bool = False
     tokens: list[int] = field(default_factory=list[int])
     """Produced so far."""
     num_computed: int = 0

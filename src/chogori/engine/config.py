@@ -16,8 +16,9 @@ class EngineConfig:
     max_waiting: int = 512
     """Answers that may wait; beyond it a request is refused at once (OverloadedError)."""
     cache_tokens: int = 65_536
-    """Tokens in the latent cache, those of finished answers that are kept for reuse included. An answer starts when
-    there is room for its prompt and its most tokens, so that nothing that runs is ever put back."""
+    """Tokens in the latent cache, those of finished answers that are kept for reuse included; a multiple of
+    `block_tokens`. An answer starts when there is room for its prompt and its most tokens, so that nothing that runs is
+    ever put back."""
     block_tokens: int = 16
     """Tokens per block: what is shared and reused is a whole number of blocks."""
     prefill_chunk_tokens: int = 256
@@ -41,10 +42,10 @@ class EngineConfig:
                 f"engine.prefill_chunk_tokens is {self.prefill_chunk_tokens}; expected a multiple of "
                 f"engine.block_tokens = {self.block_tokens}"
             )
-        if self.cache_tokens < 2 * self.block_tokens:
+        if self.cache_tokens % self.block_tokens:
             raise ConfigError(
-                f"engine.cache_tokens is {self.cache_tokens}; expected at least two blocks of "
-                f"engine.block_tokens = {self.block_tokens}"
+                f"engine.cache_tokens is {self.cache_tokens}; expected a multiple of engine.block_tokens = "
+                f"{self.block_tokens}"
             )
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"engine.num_threads is {self.num_threads}; expected at least 1, or None")

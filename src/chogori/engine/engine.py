@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
@@ -20,6 +21,8 @@ from chogori.engine.sampling import Logits, TokenSampler
 from chogori.engine.scheduler import Scheduler
 from chogori.engine.step_batch import StepBatch
 from chogori.errors import BackendError, ContextLengthError, OverloadedError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,16 +186,17 @@ class Engine:
             scheduler.advance(answer, len(piece.tokens), exact=True)
             if piece.wants_logits:
                 scheduler.start_producing(answer)
-                answer.sink(PromptRead(cached_tokens=answer.cached_tokens))
                 self._continue(answer, next(logits))
 
     def _continue(self, answer: Answer, logits_V: Logits) -> None:
-        """The next token of one answer; an error in its rules ends it and no other."""
+        """The next token of one answer; an error in its rules or its sink ends it and no other."""
         try:
-            if not answer.tokens and not answer.constraint.begin(answer.room):
-                self._end(answer, Ended(reason="length", num_tokens=0))
-            else:
-                self._produce(answer, logits_V)
+            if not answer.tokens:
+                answer.sink(PromptRead(cached_tokens=answer.cached_tokens))
+                if not answer.constraint.begin(answer.room):
+                    self._end(answer, Ended(reason="length", num_tokens=0))
+                    return
+            self._produce(answer, logits_V)
         except Exception as error:
             self._end(answer, Ended(reason="failed", num_tokens=len(answer.tokens), error=error))
 
@@ -212,7 +216,14 @@ class Engine:
             self._end(answer, Ended(reason="length", num_tokens=len(answer.tokens)))
 
     def _end(self, answer: Answer, ended: Ended) -> None:
+        if answer.ended:
+            return
+        answer.ended = True
         self._scheduler.remove(answer)
         with self._wake:
             self._num_open -= 1
-        answer.sink(ended)
+        try:
+            answer.sink(ended)
+        except Exception:
+            # Whoever no longer listens must not end the others' answers.
+            logger.exception("an answer's sink failed")

@@ -12,13 +12,14 @@ position, R rotary width, V value width, K latent width, W = K + R, E experts, X
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from chogori.engine.projections import Projection, SwiGLU
+from chogori.engine.projections import Projection, SwiGLU, in_parts
 from chogori.engine.step_batch import DecodeGroup, PromptPiece, StepBatch
 from chogori.model.attention import MultiHeadLatentAttention
 from chogori.model.config import K2Config
@@ -51,7 +52,7 @@ class ServedModel:
         self.dtype = model.compute_dtype
         self.device = model.lm_head.weight.device
         trunk = model.model
-        self._embedding_VD = trunk.embed_tokens.weight.detach().to(self.dtype)
+        self._embedding_VD = trunk.embed_tokens.weight.detach().to(self.dtype, copy=True)
         self._layers = [_Layer(cast(Block, block), self.config, self.dtype) for block in trunk.layers]
         self._norm = _Norm(trunk.norm, self.dtype)
         self._head = Projection(model.lm_head.weight.detach().to(self.dtype))
@@ -72,7 +73,7 @@ class ServedModel:
 
 class _Norm:
     def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
-        self.weight = norm.weight.detach().to(dtype)
+        self.weight = norm.weight.detach().to(dtype, copy=True)
         self.eps = norm.eps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class _Attention:
 
 class _Mixture:
     def __init__(self, mixture: MixtureOfExperts, dtype: torch.dtype) -> None:
-        self.router = mixture.gate.eval()
+        self.router = copy.deepcopy(mixture.gate).eval()
         self.scores = Projection(mixture.gate.weight.detach().float())
         experts = mixture.experts
         self.experts = [
@@ -174,7 +175,7 @@ class _Mixture:
         self.shared = _swiglu(mixture.shared_experts, dtype) if mixture.config.num_shared_experts else None
 
     def plus(self, x_ND: Tensor, residual_ND: Tensor) -> Tensor:
-        routing = self.router.route(self.scores(x_ND.float()).sigmoid())
+        routing = self.router.route(self.scores.sigmoid(x_ND.float()))
         y_NXD = self._experts_of_one(x_ND, routing) if x_ND.shape[0] == 1 else self._experts(x_ND, routing)
         routed_ND = (y_NXD.float() * routing.weights_TK.unsqueeze(-1)).sum(1)
         out_ND = residual_ND + routed_ND.to(residual_ND.dtype)
@@ -213,7 +214,7 @@ def _swiglu(feed_forward: FeedForward, dtype: torch.dtype) -> SwiGLU:
 def _turn(x_NxR: Tensor, turns_N1C: Tensor) -> Tensor:
     """Rotate the pairs (2i, 2i + 1) by their angles; they stay where they are, in queries and keys alike."""
     pairs = torch.view_as_complex(x_NxR.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns_N1C).flatten(-2).to(x_NxR.dtype)
+    return torch.view_as_real(in_parts(torch.mul, pairs, turns_N1C)).flatten(-2).to(x_NxR.dtype)
 
 
 def _at_least(x: Tensor, num_rows: int) -> Tensor:

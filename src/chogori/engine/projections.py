@@ -8,6 +8,7 @@ makes an answer independent of the batch it was computed in (tests/engine/test_f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -20,6 +21,10 @@ _linear = torch.ops.mkldnn._linear_pointwise.default
 _linear_and = torch.ops.mkldnn._linear_pointwise.binary
 
 
+PARALLEL_NUMBERS = 32_768
+"""From so many numbers on PyTorch computes elementwise functions on several threads (at::internal::GRAIN_SIZE)."""
+
+
 class Projection:
     """y = x·Wᵀ for rows x [N, K] and a weight W [M, K], both of one type."""
 
@@ -27,7 +32,7 @@ class Projection:
         weight_MK = weight_MK.detach().contiguous()
         self.out_features = weight_MK.shape[0]
         self._packed = weight_MK.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        self._weight = cast(Tensor, _pack(weight_MK)) if self._packed else weight_MK
+        self._weight = cast(Tensor, _pack(weight_MK)) if self._packed else weight_MK.clone()
 
     def __call__(self, x_NK: Tensor) -> Tensor:
         if self._packed:
@@ -39,6 +44,16 @@ class Projection:
         if self._packed:
             return _linear_and(x_NK, addend_NM, self._weight, None, "add")
         return functional.linear(x_NK, self._weight) + addend_NM
+
+    def sigmoid(self, x_NK: Tensor) -> Tensor:
+        """The logistic function of x·Wᵀ.
+
+        PyTorch's own function computes the last few numbers of a tensor by other code than the rest, and a last bit may
+        differ: a row's result would depend on how many rows there are.
+        """
+        if self._packed:
+            return _linear(x_NK, self._weight, None, "sigmoid", [], "")
+        return functional.linear(x_NK, self._weight).sigmoid()
 
 
 class SwiGLU:
@@ -57,4 +72,17 @@ class SwiGLU:
 
     def _hidden(self, x_ND: Tensor) -> Tensor:
         gate_NF, up_NF = self.gate_up(x_ND).chunk(2, dim=-1)
-        return functional.silu(gate_NF).mul_(up_NF)
+        return in_parts(functional.silu, gate_NF).mul_(up_NF)
+
+
+def in_parts(function: Callable[..., Tensor], *operands_Nx: Tensor) -> Tensor:
+    """An elementwise function of tensors with N rows, computed on so few rows at once that one thread does it.
+
+    PyTorch cuts larger tensors for its threads wherever it likes, also within a row, and computes the last few numbers
+    of each cut by other code, whose last bit may differ. So a row's result would depend on the number of rows.
+    """
+    first_Nx = operands_Nx[0]
+    if first_Nx.numel() < PARALLEL_NUMBERS:
+        return function(*operands_Nx)
+    num_rows = max(1, (PARALLEL_NUMBERS - 1) // first_Nx[0].numel())
+    return torch.cat([function(*parts) for parts in zip(*(x.split(num_rows) for x in operands_Nx), strict=True)])

@@ -16,6 +16,7 @@ from chogori.chat.bpe_ranks import K2_SPLIT_PATTERN
 from chogori.chat.messages import JSON
 from chogori.chat.tokenizer import Tokenizer
 from chogori.engine.enforced_schema import enforced_schema, without_format
+from chogori.engine.schema_narrowing import narrowed
 from chogori.errors import RequestError
 
 Mask = NDArray[np.bool_]
@@ -83,7 +84,7 @@ class Vocabulary:
         schema that is not one or uses a keyword that cannot be enforced.
         """
         try:
-            return self._kept("json:" + json.dumps(schema), lambda: self._compile_schema(enforced_schema(schema)))
+            return self._kept("json:" + json.dumps(schema), lambda: self._compile_schema(schema))
         except ValueError as error:
             raise RequestError(f"{field} cannot be enforced: {error}", field=field) from error
 
@@ -94,7 +95,8 @@ class Vocabulary:
             "choice:" + json.dumps(texts), lambda: self._compile(llguidance.LLMatcher.grammar_from_lark(grammar))
         )
 
-    def _compile_schema(self, schema: dict[str, JSON]) -> llguidance.LLMatcher:
+    def _compile_schema(self, asked: Mapping[str, JSON]) -> llguidance.LLMatcher:
+        schema = enforced_schema(narrowed(asked))
         while True:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=dict(_JSON_STYLE))  # pyright: ignore[reportArgumentType]
             try:
