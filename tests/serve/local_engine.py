@@ -14,15 +14,16 @@ from tests.serve.live_server import LiveServer
 CONTEXT_LENGTH = 8_192
 
 
-def local_backend(**config: int) -> LocalBackend:
-    """The model, with settings of the engine. Its weights are loaded when its server starts."""
+def local_backend(*, max_running: int = 64, max_waiting: int = 512) -> LocalBackend:
+    """The model, with a queue of this size. Its weights are loaded when its server starts."""
     name = ModelName.parse("tiny:random")
-    return LocalBackend(name, name.sizes(CONTEXT_LENGTH), EngineConfig(num_threads=1, **config))
+    config = EngineConfig(num_threads=1, max_running=max_running, max_waiting=max_waiting)
+    return LocalBackend(name, name.sizes(CONTEXT_LENGTH), config)
 
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait for what another thread is about to do."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from typing import Any
 
 import anthropic
@@ -12,8 +12,6 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from openai.types import CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from chogori.chat.messages import messages_from_openai
 from chogori.chat.template import render
@@ -21,10 +19,13 @@ from chogori.chat.tokenizer import Tokenizer
 from chogori.chat.tool_call_events import Marker
 from chogori.cli.local_model import LocalBackend
 from chogori.engine.completer import EngineCompleter
+from tests.serve.chat_choices import streamed_choices, whole_choices
 from tests.serve.conftest import Serve
 from tests.serve.live_server import LiveServer
 from tests.serve.local_engine import local_backend, ready
 
+Client = Any
+"""An official client, OpenAI's or Anthropic's: its overloads know no unpacked bodies."""
 USER: dict[str, Any] = {"role": "user", "content": "How is the weather on K2?"}
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -70,13 +71,13 @@ def tokenizer(server: LiveServer, backend: LocalBackend) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def client(server: LiveServer) -> Generator[openai.OpenAI]:
+def client(server: LiveServer) -> Generator[Client]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def claude(server: LiveServer) -> Generator[anthropic.Anthropic]:
+def claude(server: LiveServer) -> Generator[Client]:
     url = f"{server.url}/anthropic"
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
         yield client
@@ -114,53 +115,8 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-Choices = dict[int, dict[str, Any]]
-
-
-def whole_choices(answer: ChatCompletion) -> Choices:
-    """What each choice says, without ids of the answer."""
-    return {
-        choice.index: {
-            "content": choice.message.content or "",
-            "calls": [
-                (call.id, call.function.name, call.function.arguments)
-                for call in choice.message.tool_calls or ()
-                if call.type == "function"
-            ],
-            "logprobs": (choice.logprobs and choice.logprobs.content) or [],
-            "finish_reason": choice.finish_reason,
-        }
-        for choice in answer.choices
-    }
-
-
-def streamed_choices(chunks: Iterable[ChatCompletionChunk]) -> tuple[Choices, CompletionUsage | None]:
-    """The same from the chunks of a stream, and its usage. (The SDK's own collector refuses answers that are cut.)"""
-    choices: Choices = {}
-    usage = None
-    for chunk in chunks:
-        usage = chunk.usage or usage
-        for piece in chunk.choices:
-            empty: dict[str, Any] = {"content": "", "calls": [], "logprobs": [], "finish_reason": None}
-            choice = choices.setdefault(piece.index, empty)
-            assert choice["finish_reason"] is None, "a choice went on after its end"
-            choice["content"] += piece.delta.content or ""
-            for call in piece.delta.tool_calls or ():
-                function = call.function
-                assert function is not None
-                if call.id:
-                    assert call.index == len(choice["calls"])
-                    choice["calls"].append((call.id, function.name, function.arguments or ""))
-                else:
-                    call_id, name, arguments = choice["calls"][call.index]
-                    choice["calls"][call.index] = (call_id, name, arguments + (function.arguments or ""))
-            choice["logprobs"] += (piece.logprobs and piece.logprobs.content) or []
-            choice["finish_reason"] = piece.finish_reason
-    return choices, usage
-
-
 @pytest.mark.parametrize("changes", ASKED.values(), ids=ASKED)
-def test_a_seed_gives_one_answer_whole_and_streamed(client: openai.OpenAI, changes: dict[str, Any]) -> None:
+def test_a_seed_gives_one_answer_whole_and_streamed(client: Client, changes: dict[str, Any]) -> None:
     asked = {**CHAT, **changes}
     whole = client.chat.completions.create(**asked)
     chunks = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
@@ -185,7 +141,7 @@ def test_a_seed_gives_one_answer_whole_and_streamed(client: openai.OpenAI, chang
             jsonschema.validate(json.loads(choice.message.content or ""), schema)
 
 
-def test_a_call_that_the_model_opens_by_itself_is_valid(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+def test_a_call_that_the_model_opens_by_itself_is_valid(client: Client, tokenizer: Tokenizer) -> None:
     opens = {str(tokenizer.id_of(Marker.SECTION_BEGIN.value)): 100}
     for seed in range(5):
         answer = client.chat.completions.create(
@@ -195,7 +151,7 @@ def test_a_call_that_the_model_opens_by_itself_is_valid(client: openai.OpenAI, t
         check_calls(answer.choices[0].message.tool_calls)
 
 
-def test_a_stop_text_cuts_the_answer_that_there_would_be(client: openai.OpenAI) -> None:
+def test_a_stop_text_cuts_the_answer_that_there_would_be(client: Client) -> None:
     whole = text_of(client.chat.completions.create(**CHAT))
     stop = next(character for character in whole[20:] if character.isascii() and character.isalpha())
     cut = client.chat.completions.create(**CHAT, stop=[stop])
@@ -203,7 +159,7 @@ def test_a_stop_text_cuts_the_answer_that_there_would_be(client: openai.OpenAI) 
     assert text_of(cut) == whole.partition(stop)[0]
 
 
-def test_log_probabilities_are_of_the_tokens_that_were_written(client: openai.OpenAI) -> None:
+def test_log_probabilities_are_of_the_tokens_that_were_written(client: Client) -> None:
     answer = client.chat.completions.create(**{**CHAT, "temperature": 0}, logprobs=True, top_logprobs=4)
     assert answer.choices[0].logprobs is not None
     tokens = answer.choices[0].logprobs.content or []
@@ -218,18 +174,20 @@ def test_log_probabilities_are_of_the_tokens_that_were_written(client: openai.Op
         assert token.logprob <= best.logprob <= 0
 
 
-def test_of_several_choices_the_first_is_the_one_that_is_asked_for_alone(client: openai.OpenAI) -> None:
+def test_of_several_choices_the_first_is_the_one_that_is_asked_for_alone(client: Client) -> None:
     alone = client.chat.completions.create(**CHAT)
     three = client.chat.completions.create(**CHAT, n=3)
     assert text_of(three) == text_of(alone)
     assert len({text_of(three, choice) for choice in range(3)}) == 3
 
 
-def test_answers_in_company_are_those_alone(client: openai.OpenAI, server: LiveServer) -> None:
+def test_answers_in_company_are_those_alone(client: Client, server: LiveServer) -> None:
     asked = [{**CHAT, **changes, "seed": seed, "max_tokens": 32} for seed, changes in enumerate(ASKED.values())]
 
     async def all_at_once() -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        url = f"{server.url}/v1"
+        client: Client
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
             return await asyncio.gather(*(client.chat.completions.create(**body) for body in asked))
 
     together = asyncio.run(all_at_once())
@@ -237,19 +195,19 @@ def test_answers_in_company_are_those_alone(client: openai.OpenAI, server: LiveS
     assert [whole_choices(answer) for answer in together] == [whole_choices(answer) for answer in alone]
 
 
-def test_a_partial_message_is_continued_where_it_ends(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+def test_a_partial_message_is_continued_where_it_ends(client: Client, tokenizer: Tokenizer) -> None:
     messages = [USER, {"role": "assistant", "content": "It is cold, and", "partial": True}]
     prompt = render(messages_from_openai(messages), tokenizer=tokenizer, add_generation_prompt=True).ids
     assert tokenizer.decode(prompt).endswith("It is cold, and")
     greedy: dict[str, Any] = {"model": "tiny", "max_tokens": 40, "temperature": 0}
-    chat = client.chat.completions.create(**greedy, messages=messages)  # pyright: ignore
+    chat = client.chat.completions.create(**greedy, messages=messages)
     text = client.completions.create(**greedy, prompt=prompt)
     assert text_of(chat) == text.choices[0].text
     assert chat.usage is not None
     assert chat.usage.prompt_tokens == len(prompt)
 
 
-def test_a_repeated_prompt_is_found_in_the_cache(client: openai.OpenAI) -> None:
+def test_a_repeated_prompt_is_found_in_the_cache(client: Client) -> None:
     body = {**CHAT, "messages": [{"role": "user", "content": "Say it once more. " * 40}], "max_tokens": 2}
     usages = [client.chat.completions.create(**body).usage for _ in range(3)]
     counts = [usage.model_dump() for usage in usages if usage is not None]
@@ -272,7 +230,7 @@ def tool_conversation(call_id: str) -> list[Any]:
     ]
 
 
-def test_ids_of_other_makers_are_read_as_the_models_own(client: openai.OpenAI) -> None:
+def test_ids_of_other_makers_are_read_as_the_models_own(client: Client) -> None:
     asked: dict[str, Any] = {**CHAT, "tools": TOOLS, "tool_choice": "required"}
     answers = [
         client.chat.completions.create(**{**asked, "messages": tool_conversation(call_id)})
@@ -292,9 +250,7 @@ def test_ids_of_other_makers_are_read_as_the_models_own(client: openai.OpenAI) -
 
 
 @pytest.mark.parametrize("extra", [{}, {"tools": TOOLS}], ids=["plain", "tools"])
-def test_estimated_tokens_are_those_that_are_charged(
-    client: openai.OpenAI, server: LiveServer, extra: dict[str, Any]
-) -> None:
+def test_estimated_tokens_are_those_that_are_charged(client: Client, server: LiveServer, extra: dict[str, Any]) -> None:
     for messages in ([USER], tool_conversation("call_1")):
         body = {**CHAT, **extra, "messages": messages, "max_tokens": 1}
         estimate = httpx.post(f"{server.url}/v1/tokenizers/estimate-token-count", json=body).json()
@@ -304,19 +260,18 @@ def test_estimated_tokens_are_those_that_are_charged(
 
 
 @pytest.mark.parametrize("extra", [{}, {"tools": ANTHROPIC_TOOLS, "system": "Be brief."}], ids=["plain", "tools"])
-def test_counted_tokens_are_those_that_are_charged(claude: anthropic.Anthropic, extra: dict[str, Any]) -> None:
-    counted = claude.messages.count_tokens(model="tiny", messages=[USER], **extra).input_tokens  # pyright: ignore
-    for _ in range(2):
-        usage = claude.messages.create(model="tiny", max_tokens=1, messages=[USER], **extra).usage  # pyright: ignore
-        cached = usage.cache_read_input_tokens or 0
-        assert counted == usage.input_tokens + cached + (usage.cache_creation_input_tokens or 0)
-    assert cached == (counted - 1) // 16 * 16
+def test_counted_tokens_are_those_that_are_charged(claude: Client, extra: dict[str, Any]) -> None:
+    counted = claude.messages.count_tokens(model="tiny", messages=[USER], **extra).input_tokens
+    first, second = (claude.messages.create(model="tiny", max_tokens=1, messages=[USER], **extra) for _ in range(2))
+    for usage in (first.usage, second.usage):
+        assert counted == usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
+    assert second.usage.cache_read_input_tokens == (counted - 1) // 16 * 16
 
 
 # ---- completions -------------------------------------------------------------------------------------------------
 
 
-def test_texts_are_continued_and_echoed(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+def test_texts_are_continued_and_echoed(client: Client, tokenizer: Tokenizer) -> None:
     asked: dict[str, Any] = {"model": "tiny", "max_tokens": 30, "seed": 3, "logprobs": 2}
     texts = ["Once upon a time", "昔々"]
     plain = client.completions.create(**asked, prompt=texts)
@@ -346,7 +301,7 @@ RESPONSES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", RESPONSES.values(), ids=RESPONSES)
-def test_a_response_is_the_same_whole_and_streamed(client: openai.OpenAI, changes: dict[str, Any]) -> None:
+def test_a_response_is_the_same_whole_and_streamed(client: Client, changes: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"model": "tiny", "input": "Hello", "max_output_tokens": 80, "temperature": 0, **changes}
     whole = client.responses.create(**asked)
     with client.responses.stream(**asked) as stream:
@@ -368,7 +323,7 @@ def test_a_response_is_the_same_whole_and_streamed(client: openai.OpenAI, change
         jsonschema.validate(json.loads(whole.output_text), SCHEMA)
 
 
-def test_a_response_goes_on_after_its_calls_are_answered(client: openai.OpenAI) -> None:
+def test_a_response_goes_on_after_its_calls_are_answered(client: Client) -> None:
     asked: dict[str, Any] = {"model": "tiny", "max_output_tokens": 60, "tools": RESPONSE_TOOLS}
     first = client.responses.create(**asked, input="Hello", tool_choice="required")
     calls: list[Any] = [item for item in first.output if item.type == "function_call"]
@@ -384,10 +339,10 @@ def test_a_response_goes_on_after_its_calls_are_answered(client: openai.OpenAI) 
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "named"])
-def test_a_message_uses_a_tool_and_reads_its_result(claude: anthropic.Anthropic, choice: Any) -> None:
+def test_a_message_uses_a_tool_and_reads_its_result(claude: Client, choice: Any) -> None:
     asked: dict[str, Any] = {"model": "tiny", "max_tokens": 80, "tools": ANTHROPIC_TOOLS, **GREEDY}
-    first = claude.messages.create(**asked, messages=[USER], tool_choice=choice)  # pyright: ignore
-    with claude.messages.stream(**asked, messages=[USER], tool_choice=choice) as stream:  # pyright: ignore
+    first = claude.messages.create(**asked, messages=[USER], tool_choice=choice)
+    with claude.messages.stream(**asked, messages=[USER], tool_choice=choice) as stream:
         streamed = stream.get_final_message()
     uses = [block for block in first.content if block.type == "tool_use"]
     assert first.stop_reason == streamed.stop_reason == "tool_use"
@@ -408,11 +363,11 @@ def test_a_message_uses_a_tool_and_reads_its_result(claude: anthropic.Anthropic,
     assert (done.usage.cache_read_input_tokens or 0) > 0
 
 
-def test_a_message_ends_before_its_stop_sequence(claude: anthropic.Anthropic) -> None:
+def test_a_message_ends_before_its_stop_sequence(claude: Client) -> None:
     asked: dict[str, Any] = {"model": "tiny", "max_tokens": 80, "messages": [USER], **GREEDY}
     with claude.messages.stream(**asked) as stream:
         whole = stream.get_final_text()
     stop = next(character for character in whole[20:] if character.isascii() and character.isalpha())
     cut = claude.messages.create(**asked, stop_sequences=[stop])
     assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", stop)
-    assert cut.content[0].text == whole.partition(stop)[0]  # pyright: ignore
+    assert cut.content[0].text == whole.partition(stop)[0]
