@@ -46,9 +46,10 @@ class EngineCompleter:
         return len(self._prompt(request))
 
     async def stream(self, request: ChatRequest | TextRequest) -> AsyncGenerator[Event]:
-        """Answer a request; see `Completer`. Long prompts are rendered in the caller's thread: 2 ms per 10k tokens."""
+        """Answer a request; see `Completer`."""
         sampling = request.sampling
-        prompt, constraints = self._prepare(request)
+        # In a thread: a long prompt or a schema with thousands of properties would hold up every other stream.
+        prompt, constraints = await asyncio.to_thread(self._prepare, request)
         outputs: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
         answers: list[Answer] = []
         texts = [self._text_of(request, choice) for choice in range(sampling.num_choices)]
