@@ -230,7 +230,9 @@ def test_a_body_that_is_no_request(serve: Serve, sent: bytes, problem: str) -> N
 
 
 JSON_VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=6)),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=6)
+    ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(st.sampled_from(["type", "role", "content", "text", "id", "input", "x"]), inner, max_size=4),
