@@ -14,7 +14,7 @@ class StopTexts:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
-        self._held = ""
+        self._held: str = ""
         self.found: str | None = None
 
     def feed(self, text: str) -> str:
@@ -28,7 +28,7 @@ class StopTexts:
         ends = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if ends:
             _, place, self.found = min(ends)
-            self._held = ""
+            self._held: str = ""
             return text[:place]
         keep = self._possible_beginning(text)
         self._held = text[len(text) - keep :]
