@@ -32,11 +32,14 @@ import httpx
 from measurement import machine
 
 MAX_GROWTH = 0.20
+WARM_UP_SHARE = 1 / 3
+"""Of the seconds, as many before memory is read: shapes that arithmetic has not met take memory once."""
 LARGE_BYTES = 50_000_000
 LARGE_BODIES_EVERY_S = 1.0
 LEAVING_TRIALS = 20
-LONG_ANSWER_TOKENS = 1_000
-"""Of clients that leave: with the prompt, 64 of them just fit into the cache's 65,536 tokens by waiting in turns."""
+LONG_ANSWER_TOKENS = 800
+"""Of clients that leave: 64 such answers, with their prompts, fit into the cache's 65,536 tokens."""
+SAID_OF_FLOODS = "Invalid HTTP request received"
 HANGS_AFTER_S = 60.0
 CHAT = "/v1/chat/completions"
 JSON_HEADERS = {"content-type": "application/json"}
@@ -198,7 +201,8 @@ def serving(folder: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
     finally:
         process.kill()
         process.wait()
-        print(complaints.read_text()[-4_000:], end="", file=sys.stderr)
+        lines = [line for line in complaints.read_text().splitlines() if SAID_OF_FLOODS not in line]
+        print("".join(f"{line}\n" for line in lines[-40:]), end="", file=sys.stderr)
 
 
 def resident_mb(process: subprocess.Popen[str]) -> float:
@@ -251,7 +255,8 @@ async def soak(process: subprocess.Popen[str], address: str, options: argparse.N
             await until_free(client)
             return load.tally
 
-        await load(options.seconds / 4, options.seed + 1)  # memory that is taken once is taken before it is read
+        start_mb = resident_mb(process)
+        await load(options.seconds * WARM_UP_SHARE, options.seed + 1)
         before_mb = resident_mb(process)
         tally = await load(options.seconds, options.seed)
         after_mb = resident_mb(process)
@@ -274,6 +279,7 @@ async def soak(process: subprocess.Popen[str], address: str, options: argparse.N
     print(f"cache free, one leaves {spread(one)}")
     print(f"cache free, {options.streams} leave   {all_s * 1_000:.1f} ms")
     print(f"memory                 {before_mb:,.0f} MB before, {after_mb:,.0f} MB after: {growth:+.1%}")
+    print(f"                       {start_mb:,.0f} MB before the first request")
     return failures
 
 
@@ -291,7 +297,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, address):
-        failures = asyncio.run(soak(process, address, options))
+        try:
+            failures = asyncio.run(soak(process, address, options))
+        except (httpx.TransportError, TimeoutError) as error:
+            state = "hangs" if process.poll() is None else f"died with status {process.returncode}"
+            failures = [f"the server {state}: {error!r}"]
     for failure in failures[:20]:
         print(f"FAILED: {failure}")
     print("failures: " + (f"{len(failures)}" if failures else "none"))
