@@ -13,19 +13,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import queue
 import statistics
 import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from llama_cpp_parity import scattered_model
 from measurement import Comparison, bar_line, print_rows, timed, write_results
 
 from chogori.chat import SAMPLES, Sampling, Tokenizer
@@ -79,34 +80,29 @@ class AnyToken:
 
 
 class Ours:
-    """The engine, fed as a server feeds it."""
+    """The engine, without a server before it."""
 
     def __init__(self, model: K2Model, *, reuse_prefixes: bool = False) -> None:
         settings = EngineConfig(cache_tokens=131_072, num_threads=1, reuse_prefixes=reuse_prefixes)
         self.engine = Engine(ServedModel(model), frozenset(), settings)
         self.engine.start()
 
-    def submit(self, prompt: Sequence[int], new_tokens: int) -> queue.Queue[tuple[float, Output]]:
-        outputs: queue.Queue[tuple[float, Output]] = queue.Queue()
+    def submit(self, prompt: Sequence[int], new_tokens: int) -> Future[list[tuple[float, Output]]]:
+        outputs: list[tuple[float, Output]] = []
+        answer: Future[list[tuple[float, Output]]] = Future()
 
         def sink(output: Output) -> None:
-            outputs.put((time.perf_counter(), output))
+            outputs.append((time.perf_counter(), output))
+            if isinstance(output, Ended):
+                answer.set_result(outputs)
 
         sampling = Sampling(max_tokens=new_tokens, temperature=0)
         self.engine.submit(prompt, sampling, AnyToken(CONFIG.vocab_size), sink)
-        return outputs
+        return answer
 
     def __call__(self, prompts: Prompts) -> Tokens:
-        queues = [self.submit(prompt, NEW_TOKENS) for prompt in prompts]
-        return [[output.token for _, output in drain(outputs) if isinstance(output, Produced)] for outputs in queues]
-
-
-def drain(outputs: queue.Queue[tuple[float, Output]]) -> list[tuple[float, Output]]:
-    """All outputs of an answer."""
-    seen: list[tuple[float, Output]] = []
-    while not seen or not isinstance(seen[-1][1], Ended):
-        seen.append(outputs.get(timeout=600))
-    return seen
+        answers = [self.submit(prompt, NEW_TOKENS) for prompt in prompts]
+        return [[output.token for _, output in answer.result() if isinstance(output, Produced)] for answer in answers]
 
 
 def transformers_generate(folder: str, dtype: torch.dtype) -> Callable[[Prompts], Tokens]:
@@ -164,7 +160,7 @@ def speed_of_the_first_token(ours: Ours, generator: torch.Generator, rounds: int
         for index, times in enumerate((cold, warm)):
             tail = random_prompts(1, 20, generator)[0]
             start = time.perf_counter()
-            seen = drain(ours.submit([*prefix, *tail], 1))
+            seen = ours.submit([*prefix, *tail], 1).result()
             times.append(next(at for at, output in seen if isinstance(output, Produced)) - start)
             read = next(output for _, output in seen if isinstance(output, PromptRead))
             assert read.cached_tokens == (0, 1_008)[index], read
@@ -174,11 +170,11 @@ def speed_of_the_first_token(ours: Ours, generator: torch.Generator, rounds: int
 def evenness_of_streams(ours: Ours, generator: torch.Generator) -> tuple[float, float, float]:
     """64 requests at once: output tokens/s, and the median and largest pause between two tokens of one stream."""
     start = time.perf_counter()
-    queues = [ours.submit(prompt, NEW_TOKENS) for prompt in random_prompts(64, 100, generator)]
+    answers = [ours.submit(prompt, NEW_TOKENS) for prompt in random_prompts(64, 100, generator)]
     pauses: list[float] = []
     end = start
-    for outputs in queues:
-        times = [at for at, output in drain(outputs) if isinstance(output, Produced)]
+    for answer in answers:
+        times = [at for at, output in answer.result() if isinstance(output, Produced)]
         pauses += [later - earlier for earlier, later in itertools.pairwise(times)]
         end = max(end, times[-1])
     return 64 * NEW_TOKENS / (end - start), statistics.median(pauses), max(pauses)
@@ -193,7 +189,7 @@ def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        model = K2Model(CONFIG, seed=0).eval()
+        model = scattered_model(CONFIG)
         model.save_pretrained(folder)
         check_tokens(model, folder, arguments.llama_python, generator)
         model.compute_dtype = torch.bfloat16

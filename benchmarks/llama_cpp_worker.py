@@ -22,7 +22,8 @@ MAX_CONTEXT = 16_384
 
 def main(gguf: str, new_tokens: int) -> None:
     llama.llama_backend_init()
-    llama.llama_log_set(llama.llama_log_callback(lambda *_: None), None)
+    silence = llama.llama_log_callback(lambda *_: None)  # referred to as long as llama.cpp may call it
+    llama.llama_log_set(silence, None)
     model = llama.llama_model_load_from_file(gguf.encode(), llama.llama_model_default_params())
     settings = llama.llama_context_default_params()
     settings.n_ctx, settings.n_seq_max, settings.n_batch, settings.n_ubatch = MAX_CONTEXT, MAX_SEQUENCES, 2048, 512
@@ -31,6 +32,7 @@ def main(gguf: str, new_tokens: int) -> None:
     if gguf.endswith("f32.gguf"):
         # Its cache is f16 unless told, which would move logits more than float32 does.
         settings.type_k = settings.type_v = llama.GGML_TYPE_F32
+        settings.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = llama.llama_init_from_model(model, settings)
     num_rows = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     batch = llama.llama_batch_init(settings.n_batch, 0, 1)

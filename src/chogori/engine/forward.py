@@ -4,10 +4,13 @@ Projections and experts work on the rows of all answers together; attention work
 padded length. A row's result depends on its own answer alone, to the last bit: every product is of a kind whose rows do
 not depend on each other, every sum has an order that the answer's own length decides.
 
-Decoding rows use the absorbed form of latent attention, pieces of prompts the expanded one (see `model.attention`).
+All rows use the absorbed form of latent attention (see `model.attention`): in pieces of 256 tokens the expanded one,
+which multiplies less for each query and key, spends as much on expanding the latents of all earlier tokens anew, and a
+prompt whose beginning is in the cache would pay that for a few tokens (LOG 2026-11-24).
 
 Shapes: N rows of a step, B rows of one group, T rows of a piece, S keys, D width, H heads, A query-key width without
-position, R rotary width, V value width, K latent width, W = K + R, E experts, X experts per token, P = N·X pairs.
+position, R rotary width, V value width, K latent width, W = K + R, E experts, X experts per token, P = N·X pairs
+(in attention X = T·H).
 """
 
 from __future__ import annotations
@@ -28,8 +31,11 @@ from chogori.model.moe import FeedForward, MixtureOfExperts, Routing
 from chogori.model.rope import rotary_table
 from chogori.model.transformer import Block, K2Model
 
-MIN_ROWS = 8
-"""PyTorch's float32 product of up to three rows sums in another order than that of more (LOG 2026-11-24)."""
+ROW_MULTIPLE = 8
+"""PyTorch's float32 product of up to three rows sums in another order than that of more, and on two threads so does
+that of an odd number (LOG 2026-11-24)."""
+MAX_LOGITS = 16_777_216
+"""Attention logits at once, float32, of one piece of a prompt: 64 MB."""
 
 
 class PagedLatents:
@@ -97,7 +103,6 @@ class _Attention:
     def __init__(self, attention: MultiHeadLatentAttention, config: K2Config, dtype: torch.dtype) -> None:
         self.num_heads, self.scale = config.num_heads, attention.scale
         self.nope, self.rope, self.latent = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank
-        self.v_width = config.v_head_dim
         compressed = config.q_lora_rank is not None
         query = attention.q_a_proj if compressed else attention.q_proj
         self.query_width = query.weight.shape[0]
@@ -106,9 +111,8 @@ class _Attention:
         self.query_norm = _Norm(attention.q_a_layernorm, dtype) if compressed else None
         self.query_up = Projection(attention.q_b_proj.weight.to(dtype)) if compressed else None
         self.latent_norm = _Norm(attention.kv_a_layernorm, dtype)
-        self.up = Projection(attention.kv_b_proj.weight.to(dtype))
         up_HXK = attention.kv_b_proj.weight.detach().to(dtype).unflatten(0, (self.num_heads, -1))
-        w_uk_HAK, w_uv_HVK = up_HXK.split([self.nope, self.v_width], dim=1)
+        w_uk_HAK, w_uv_HVK = up_HXK.split([self.nope, config.v_head_dim], dim=1)
         self.w_uk_HAK, self.w_uv_HKV = w_uk_HAK.contiguous(), w_uv_HVK.mT.contiguous()
         self.out = Projection(attention.o_proj.weight.to(dtype))
 
@@ -131,10 +135,8 @@ class _Attention:
         return self.out.plus(mixed_NO, residual_ND)
 
     def _decode(self, q_nope: Tensor, q_rope: Tensor, groups: list[DecodeGroup], rows_CW: Tensor) -> Tensor:
-        """The absorbed form: keys and values are the latents themselves."""
-        num_rows = q_nope.shape[0]
-        q_HNK = torch.bmm(_at_least(q_nope, MIN_ROWS).transpose(0, 1), self.w_uk_HAK)
-        q_NHW = torch.cat([q_HNK.transpose(0, 1)[:num_rows], q_rope], dim=-1)
+        """Rows of several answers, each over its own keys."""
+        q_NHW = self._queries(q_nope, q_rope)
         mixed: list[Tensor] = []
         for group in groups:
             keys_BSW = _rows(rows_CW, group.slots_BS)
@@ -142,25 +144,37 @@ class _Attention:
             weights_BHS = logits_BHS.softmax(-1, dtype=torch.float32).to(rows_CW.dtype)
             # Over the rotary part too, which is dropped: a slice of the keys would be copied first.
             mixed.append(torch.bmm(weights_BHS, keys_BSW))
-        mixed_NHK = (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[..., : self.latent]
-        out_HNV = torch.bmm(_at_least(mixed_NHK, MIN_ROWS).transpose(0, 1), self.w_uv_HKV)
-        return out_HNV.transpose(0, 1)[:num_rows].flatten(1)
+        return self._values(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
     def _read(self, q_nope: Tensor, q_rope: Tensor, piece: PromptPiece, rows_CW: Tensor) -> Tensor:
-        """The expanded form: latents become full keys and values."""
+        """Rows of one answer, which share its keys; as many at once as keep the logits small."""
         num_rows, num_keys = q_nope.shape[0], piece.start + q_nope.shape[0]
-        slots_S = piece.slots_S[:num_keys].to(rows_CW.device)
-        latent_SK, k_rope_SR = _rows(rows_CW, slots_S).split([self.latent, self.rope], dim=-1)
-        kv_SHX = self.up(latent_SK.contiguous()).unflatten(-1, (self.num_heads, -1))
-        k_nope_SHA, v_SHV = kv_SHX.split([self.nope, self.v_width], dim=-1)
-        k_SHQ = torch.cat([k_nope_SHA, k_rope_SR.unsqueeze(1).expand(-1, self.num_heads, -1)], dim=-1)
-        q_THQ = _at_least(torch.cat([q_nope, q_rope], dim=-1), MIN_ROWS)
-        logits_HTS = torch.bmm(q_THQ.transpose(0, 1), k_SHQ.permute(1, 2, 0)).float() * self.scale
-        future_TS = torch.full((num_rows, num_keys), float("-inf"), device=rows_CW.device).triu_(piece.start + 1)
-        logits_HTS[:, :num_rows] += future_TS
-        weights_HTS = logits_HTS.softmax(-1).to(rows_CW.dtype)
-        out_HTV = torch.bmm(weights_HTS, v_SHV.transpose(0, 1))
-        return out_HTV.transpose(0, 1)[:num_rows].flatten(1)
+        keys_SW = _rows(rows_CW, piece.slots_S[:num_keys].to(rows_CW.device))
+        q_THW = self._queries(q_nope, q_rope)
+        mixed: list[Tensor] = []
+        rows_at_once = max(1, MAX_LOGITS // (num_keys * self.num_heads))
+        for first in range(0, num_rows, rows_at_once):
+            part_THW = q_THW[first : first + rows_at_once]
+            logits_XS = torch.mm(_whole_blocks(part_THW.flatten(0, 1)), keys_SW.mT)[
+                : part_THW.shape[0] * self.num_heads
+            ]
+            logits_THS = (logits_XS.float() * self.scale).view(-1, self.num_heads, num_keys)
+            future_TS = torch.full((part_THW.shape[0], num_keys), float("-inf"), device=rows_CW.device)
+            logits_THS += future_TS.triu_(piece.start + first + 1).unsqueeze(1)
+            weights_XS = logits_THS.softmax(-1).to(rows_CW.dtype).flatten(0, 1)
+            mixed.append(torch.mm(_whole_blocks(weights_XS), keys_SW)[: weights_XS.shape[0]].view_as(part_THW))
+        return self._values(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+    def _queries(self, q_nope_NHA: Tensor, q_rope_NHR: Tensor) -> Tensor:
+        """What queries are against the latents themselves, [N, H, W]."""
+        q_HNK = torch.bmm(_whole_blocks(q_nope_NHA).transpose(0, 1), self.w_uk_HAK)
+        return torch.cat([q_HNK.transpose(0, 1)[: q_nope_NHA.shape[0]], q_rope_NHR], dim=-1)
+
+    def _values(self, mixed_NHW: Tensor) -> Tensor:
+        """The heads' outputs side by side, from mixed latents."""
+        mixed_NHK = _whole_blocks(mixed_NHW)[..., : self.latent]
+        out_HNV = torch.bmm(mixed_NHK.transpose(0, 1), self.w_uv_HKV)
+        return out_HNV.transpose(0, 1)[: mixed_NHW.shape[0]].flatten(1)
 
 
 class _Mixture:
@@ -217,8 +231,9 @@ def _turn(x_NxR: Tensor, turns_N1C: Tensor) -> Tensor:
     return torch.view_as_real(in_parts(torch.mul, pairs, turns_N1C)).flatten(-2).to(x_NxR.dtype)
 
 
-def _at_least(x: Tensor, num_rows: int) -> Tensor:
-    """`x` with zero rows appended up to `num_rows`, where float32 products need them."""
-    if x.dtype is not torch.float32 or x.shape[0] >= num_rows:
+def _whole_blocks(x: Tensor) -> Tensor:
+    """`x` with zero rows appended up to a multiple of `ROW_MULTIPLE`, where float32 products need them."""
+    missing = -x.shape[0] % ROW_MULTIPLE
+    if x.dtype is not torch.float32 or not missing:
         return x
-    return torch.cat([x, x.new_zeros(num_rows - x.shape[0], *x.shape[1:])])
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
