@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llama_cpp_parity import scattered_model
+from llama_cpp_parity import ENGINE, scattered_model
 from measurement import Comparison, bar_line, print_rows, timed, write_results
 
 from chogori.chat import SAMPLES, Sampling, Tokenizer
@@ -36,25 +36,10 @@ from chogori.engine.config import EngineConfig
 from chogori.engine.engine import Engine
 from chogori.engine.forward import ServedModel
 from chogori.engine.vocabulary import Mask
-from chogori.model import K2Config, K2Model
+from chogori.model import K2Model
 from chogori.model.gguf_export import GgufType, save_gguf
 
-CONFIG = K2Config(
-    vocab_size=320,
-    hidden_size=512,
-    dense_ffn_size=1024,
-    expert_ffn_size=256,
-    num_layers=6,
-    num_heads=8,
-    num_experts=16,
-    num_experts_per_token=4,
-    q_lora_rank=256,
-    kv_lora_rank=512,
-    qk_nope_head_dim=128,
-    qk_rope_head_dim=64,
-    v_head_dim=128,
-    max_position_embeddings=2048,
-)
+CONFIG = ENGINE.replace(vocab_size=320, max_position_embeddings=2048)
 NEW_TOKENS = 64
 LOADS = ((1, 100), (16, 100), (16, 400))
 """Requests at once, and tokens of each prompt."""

@@ -33,7 +33,7 @@ VOCABULARY = 2_048
 """Enough for every word of the texts to become one token, so that each wrong split shows."""
 
 _TINY = K2Config.preset("tiny").replace(vocab_size=VOCABULARY + 8)
-_ENGINE = K2Config(
+ENGINE = K2Config(
     vocab_size=VOCABULARY,
     hidden_size=512,
     dense_ffn_size=1024,
@@ -50,7 +50,7 @@ _ENGINE = K2Config(
 )
 CONFIGS = {
     "tiny": _TINY,
-    "engine": _ENGINE,
+    "engine": ENGINE,
     "without q_lora": _TINY.replace(q_lora_rank=None),
     "without q_lora, as many layers as Moonlight": _TINY.replace(q_lora_rank=None, num_layers=27),
     "yarn": _TINY.replace(yarn=YarnConfig(factor=32.0, original_max_position_embeddings=16)),
