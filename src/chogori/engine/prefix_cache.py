@@ -22,7 +22,7 @@ class Node:
     block: int
     exact: bool
     """Whether reading the prompt again would give the same latents to the last bit: true of prompts that were read,
-    not of tokens that were produced, whose latents another form of attention computed."""
+    not of tokens that were produced, one by one, by products of other shapes."""
     holders: int = 0
     children: dict[tuple[int, ...], Node] = field(default_factory=dict["tuple[int, ...]", "Node"])
 
