@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from chogori.engine import projections
 from chogori.engine.projections import Projection, SwiGLU
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -120,3 +121,16 @@ def test_a_rows_result_does_not_depend_on_the_others(
     for place, row in enumerate(chosen):
         for one, many in zip(given_ones.alone[row], together, strict=True):
             assert torch.equal(one[0], many[place])
+
+
+def test_without_onednn_plain_products_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gate, up, down = (torch.randn(*shape, generator=generator) * 0.1 for shape in ((24, 16), (24, 16), (16, 24)))
+    x = torch.randn(5, 16, generator=generator)
+    results: list[list[Tensor]] = []
+    for has_onednn in (True, False):
+        monkeypatch.setattr(projections, "HAS_ONEDNN", has_onednn)
+        one, both = projections.Projection(gate), projections.SwiGLU(gate, up, down)
+        results.append([one(x), one.sigmoid(x), both(x), both.plus(x, x)])
+    for packed, plain in zip(*results, strict=True):
+        torch.testing.assert_close(packed, plain, atol=1e-6, rtol=1e-5)

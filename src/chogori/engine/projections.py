@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Overloads resolved once: a call saves two microseconds of looking them up.
-_pack = torch.ops.mkldnn._reorder_linear_weight.default
-_linear = torch.ops.mkldnn._linear_pointwise.default
-_linear_and = torch.ops.mkldnn._linear_pointwise.binary
+# Builds of PyTorch without oneDNN, such as those for some ARM processors, have no such operators.
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+if HAS_ONEDNN:
+    # Overloads resolved once: a call saves two microseconds of looking them up.
+    _pack = torch.ops.mkldnn._reorder_linear_weight.default
+    _linear = torch.ops.mkldnn._linear_pointwise.default
+    _linear_and = torch.ops.mkldnn._linear_pointwise.binary
 
 
 PARALLEL_NUMBERS = 32_768
@@ -31,7 +34,7 @@ class Projection:
     def __init__(self, weight_MK: Tensor) -> None:
         weight_MK = weight_MK.detach().contiguous()
         self.out_features = weight_MK.shape[0]
-        self._packed = weight_MK.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self._packed = weight_MK.device.type == "cpu" and HAS_ONEDNN
         self._weight = cast(Tensor, _pack(weight_MK)) if self._packed else weight_MK.clone()
 
     def __call__(self, x_NK: Tensor) -> Tensor:
