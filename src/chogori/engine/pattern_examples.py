@@ -159,8 +159,9 @@ class _Reader:
         if self._takes("?P<") or self._takes("?<"):
             self._until(">")
         elif self._takes("?"):
-            while (char := self._next()).isalpha() or char == "-":
-                pass  # flags, such as i
+            char = self._next()
+            while char.isalpha() or char == "-":  # flags, such as i
+                char = self._next()
             if char == ")":
                 return ""
             if char != ":":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -64,9 +65,8 @@ class EventStream(Response):
         try:
             await asyncio.wait({writing, departure}, return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
-                writing.result()
-        except OSError:
-            pass  # how some servers say that the client left
+                with contextlib.suppress(OSError):  # how some servers say that the client left
+                    writing.result()
         finally:
             await _cancel(writing, departure)
             await self._frames.aclose()
