@@ -16,13 +16,13 @@ position, R rotary width, V value width, K latent width, W = K + R, E experts, X
 from __future__ import annotations
 
 import copy
+import math
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from chogori.engine.projections import Projection, SwiGLU, in_parts
+from chogori.engine.projections import HeadProjection, Projection, SwiGLU, gated, in_parts
 from chogori.engine.step_batch import DecodeGroup, PromptPiece, StepBatch
 from chogori.model.attention import MultiHeadLatentAttention
 from chogori.model.config import K2Config
@@ -60,7 +60,7 @@ class ServedModel:
         trunk = model.model
         self._embedding_VD = trunk.embed_tokens.weight.detach().to(self.dtype, copy=True)
         self._layers = [_Layer(cast(Block, block), self.config, self.dtype) for block in trunk.layers]
-        self._norm = _Norm(trunk.norm, self.dtype)
+        self._norm = _Norm(trunk.norm)
         self._head = Projection(model.lm_head.weight.detach().to(self.dtype))
         table = rotary_table(self.config, self.config.max_position_embeddings, self.device)
         self._turns_TC = torch.complex(table.cos_TC, table.sin_TC)
@@ -78,19 +78,26 @@ class ServedModel:
 
 
 class _Norm:
-    def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
-        self.weight = norm.weight.detach().to(dtype, copy=True)
-        self.eps = norm.eps
+    """x · w / √(mean(x²) + ε) as (x · w√D) / √(‖x‖² + Dε): the same number, and a call on one row takes less time.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+    Only functions that are rounded correctly, so that the last bit never depends on how many rows there are.
+    """
+
+    def __init__(self, norm: RMSNorm) -> None:
+        width = norm.weight.shape[0]
+        self.weight_D = norm.weight.detach().float() * math.sqrt(width)
+        self.floor = width * norm.eps
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        length_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x_ND * self.weight_D).div_(length_N1.square_().add_(self.floor).sqrt_()).to(x_ND.dtype)
 
 
 class _Layer:
     def __init__(self, block: Block, config: K2Config, dtype: torch.dtype) -> None:
-        self.attention_norm = _Norm(block.input_layernorm, dtype)
+        self.attention_norm = _Norm(block.input_layernorm)
         self.attention = _Attention(block.self_attn, config, dtype)
-        self.feed_forward_norm = _Norm(block.post_attention_layernorm, dtype)
+        self.feed_forward_norm = _Norm(block.post_attention_layernorm)
         mlp = block.mlp
         self.feed_forward = _swiglu(mlp, dtype) if isinstance(mlp, FeedForward) else _Mixture(mlp, dtype)
 
@@ -108,12 +115,12 @@ class _Attention:
         self.query_width = query.weight.shape[0]
         # Both read the same rows, so they are one product.
         self.down = Projection(torch.cat([query.weight, attention.kv_a_proj_with_mqa.weight]).to(dtype))
-        self.query_norm = _Norm(attention.q_a_layernorm, dtype) if compressed else None
+        self.query_norm = _Norm(attention.q_a_layernorm) if compressed else None
         self.query_up = Projection(attention.q_b_proj.weight.to(dtype)) if compressed else None
-        self.latent_norm = _Norm(attention.kv_a_layernorm, dtype)
+        self.latent_norm = _Norm(attention.kv_a_layernorm)
         up_HXK = attention.kv_b_proj.weight.detach().to(dtype).unflatten(0, (self.num_heads, -1))
         w_uk_HAK, w_uv_HVK = up_HXK.split([self.nope, config.v_head_dim], dim=1)
-        self.w_uk_HAK, self.w_uv_HKV = w_uk_HAK.contiguous(), w_uv_HVK.mT.contiguous()
+        self.w_uk, self.w_uv = HeadProjection(w_uk_HAK), HeadProjection(w_uv_HVK.mT)
         self.out = Projection(attention.o_proj.weight.to(dtype))
 
     def plus(self, x_ND: Tensor, residual_ND: Tensor, turns_N1C: Tensor, batch: StepBatch, rows_CW: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ class _Attention:
         for group in groups:
             keys_BSW = _rows(rows_CW, group.slots_BS)
             logits_BHS = torch.baddbmm(group.padding_B1S, q_NHW[group.rows], keys_BSW.mT, alpha=self.scale)
-            weights_BHS = logits_BHS.softmax(-1, dtype=torch.float32).to(rows_CW.dtype)
+            weights_BHS = logits_BHS.softmax(-1)
             # Over the rotary part too, which is dropped: a slice of the keys would be copied first.
             mixed.append(torch.bmm(weights_BHS, keys_BSW))
         return self._values(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
@@ -167,14 +174,13 @@ class _Attention:
 
     def _queries(self, q_nope_NHA: Tensor, q_rope_NHR: Tensor) -> Tensor:
         """What queries are against the latents themselves, [N, H, W]."""
-        q_HNK = torch.bmm(_whole_blocks(q_nope_NHA).transpose(0, 1), self.w_uk_HAK)
-        return torch.cat([q_HNK.transpose(0, 1)[: q_nope_NHA.shape[0]], q_rope_NHR], dim=-1)
+        q_NHK = self.w_uk(_whole_blocks(q_nope_NHA))[: q_nope_NHA.shape[0]]
+        return torch.cat([q_NHK, q_rope_NHR], dim=-1)
 
     def _values(self, mixed_NHW: Tensor) -> Tensor:
         """The heads' outputs side by side, from mixed latents."""
-        mixed_NHK = _whole_blocks(mixed_NHW)[..., : self.latent]
-        out_HNV = torch.bmm(mixed_NHK.transpose(0, 1), self.w_uv_HKV)
-        return out_HNV.transpose(0, 1)[: mixed_NHW.shape[0]].flatten(1)
+        out_NHV = self.w_uv(_whole_blocks(mixed_NHW)[..., : self.latent])
+        return out_NHV[: mixed_NHW.shape[0]].flatten(1)
 
 
 class _Mixture:
@@ -196,8 +202,11 @@ class _Mixture:
         return out_ND if self.shared is None else self.shared.plus(x_ND, out_ND)
 
     def _experts_of_one(self, x_1D: Tensor, routing: Routing) -> Tensor:
-        """What each chosen expert makes of a single row: nothing to sort."""
-        return torch.stack([self.experts[expert](x_1D) for expert in routing.experts_TK[0].tolist()], dim=1)
+        """What each chosen expert makes of a single row, [1, X, D]: nothing to sort."""
+        experts = [self.experts[expert] for expert in routing.experts_TK[0].tolist()]
+        hidden_XF = gated(torch.cat([expert.gate_up(x_1D) for expert in experts]))
+        parts = [expert.down(hidden_1F) for expert, hidden_1F in zip(experts, hidden_XF.split(1), strict=True)]
+        return torch.cat(parts).unsqueeze(0)
 
     def _experts(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """What each chosen expert makes of each row, [N, X, D]: rows sorted by expert, one product for each."""
@@ -227,8 +236,8 @@ def _swiglu(feed_forward: FeedForward, dtype: torch.dtype) -> SwiGLU:
 
 def _turn(x_NxR: Tensor, turns_N1C: Tensor) -> Tensor:
     """Rotate the pairs (2i, 2i + 1) by their angles; they stay where they are, in queries and keys alike."""
-    pairs = torch.view_as_complex(x_NxR.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(in_parts(torch.mul, pairs, turns_N1C)).flatten(-2).to(x_NxR.dtype)
+    pairs = x_NxR.float().view(torch.complex64)
+    return in_parts(torch.mul, pairs, turns_N1C).view(torch.float32).to(x_NxR.dtype)
 
 
 def _whole_blocks(x: Tensor) -> Tensor:

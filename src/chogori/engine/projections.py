@@ -24,6 +24,8 @@ if HAS_ONEDNN:
     _linear_and = torch.ops.mkldnn._linear_pointwise.binary
 
 
+BAND = 64
+"""Columns of a weight that oneDNN's kernels take at once."""
 PARALLEL_NUMBERS = 32_768
 """From so many numbers on PyTorch computes elementwise functions on several threads (at::internal::GRAIN_SIZE)."""
 
@@ -59,6 +61,26 @@ class Projection:
         return functional.linear(x_NK, self._weight).sigmoid()
 
 
+class HeadProjection:
+    """A product for each head, y[n, h] = x[n, h]·W[h], of rows x [N, H, K] and weights W [H, K, M].
+
+    The weights lie in bands of `BAND` columns, so that a product reads memory in order: with few rows that takes a
+    quarter less time, where a weight of 512 columns has to come from memory.
+    """
+
+    def __init__(self, weight_HKM: Tensor) -> None:
+        self.heads, width, columns = weight_HKM.shape
+        self.bands = columns // BAND if columns % BAND == 0 else 1
+        bands_HKZC = weight_HKM.detach().unflatten(2, (self.bands, -1))
+        self.weight_YKC = bands_HKZC.transpose(1, 2).reshape(self.heads * self.bands, width, -1).clone()
+
+    def __call__(self, x_NHK: Tensor) -> Tensor:
+        rows, heads, width = x_NHK.shape
+        x_HZNK = x_NHK.transpose(0, 1).unsqueeze(1).expand(heads, self.bands, rows, width)
+        y_YNC = torch.bmm(x_HZNK.reshape(heads * self.bands, rows, width), self.weight_YKC)
+        return y_YNC.view(heads, self.bands, rows, -1).permute(2, 0, 1, 3).flatten(2)
+
+
 class SwiGLU:
     """down(silu(gate(x)) · up(x)). Gate and up are one product: a call costs more than a few rows' arithmetic."""
 
@@ -74,8 +96,13 @@ class SwiGLU:
         return self.down.plus(self._hidden(x_ND), addend_ND)
 
     def _hidden(self, x_ND: Tensor) -> Tensor:
-        gate_NF, up_NF = self.gate_up(x_ND).chunk(2, dim=-1)
-        return in_parts(functional.silu, gate_NF).mul_(up_NF)
+        return gated(self.gate_up(x_ND))
+
+
+def gated(gate_up_NF: Tensor) -> Tensor:
+    """silu(gate) · up of rows that hold both side by side."""
+    gate_NF, up_NF = gate_up_NF.chunk(2, dim=-1)
+    return in_parts(functional.silu, gate_NF).mul_(up_NF)
 
 
 def in_parts(function: Callable[..., Tensor], *operands_Nx: Tensor) -> Tensor:

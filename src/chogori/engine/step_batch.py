@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -76,13 +77,13 @@ class StepBatch:
             while stop < len(order) and spans[order[stop]] == span:
                 stop += 1
             members = [decode[i] for i in order[start:stop]]
-            last_B = torch.tensor([row.position for row in members])
-            hidden_BS = torch.arange(span)[None] > last_B[:, None]
+            ending = _ending(span, dtype)
+            barred_BS = torch.stack([ending[span - row.position - 1 :][:span] for row in members])
             groups.append(
                 DecodeGroup(
                     rows=slice(start, stop),
                     slots_BS=torch.stack([row.slots_S[:span] for row in members]).to(device),
-                    padding_B1S=_barred(hidden_BS, dtype).unsqueeze(1).to(device),
+                    padding_B1S=barred_BS.unsqueeze(1).to(device),
                 )
             )
             start = stop
@@ -111,5 +112,7 @@ class StepBatch:
         )
 
 
-def _barred(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+@functools.lru_cache(maxsize=64)
+def _ending(span: int, dtype: torch.dtype) -> Tensor:
+    """Zeros for a whole span of keys, then −∞: cut out so that it turns where an answer's own keys end."""
+    return torch.cat([torch.zeros(span, dtype=dtype), torch.full((SPAN_TOKENS,), float("-inf"), dtype=dtype)])
