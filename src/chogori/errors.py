@@ -10,6 +10,7 @@ ChogoriError
 ├── StorageError       a full or read-only disk
 ├── NonFiniteError     a loss, gradient or weight that is NaN or infinite
 ├── RunError           a run folder that is missing, busy or of another kind
+├── DeploymentError    a model that does not fit the machines, or an engine that does not start
 └── CompleterError     a request that got no answer
     ├── RequestError       it cannot be answered as it stands; the message names the field
     │   ├── MessageError       a message or tool that cannot be read
@@ -58,6 +59,10 @@ class NonFiniteError(ChogoriError):
 
 class RunError(ChogoriError):
     """A run folder that is missing, in use by another process, or made by another recipe."""
+
+
+class DeploymentError(ChogoriError):
+    """A model that does not fit the machines it is meant for, or an engine that is not there or does not start."""
 
 
 class CompleterError(ChogoriError):

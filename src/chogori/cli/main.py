@@ -21,6 +21,7 @@ VERBS = {
     "report": "Draw the plots and the report of a run anew",
     "serve": "Serve a model by OpenAI's and Anthropic's APIs",
     "chat": "Talk to a model in the terminal",
+    "deploy": "Size a model for GPUs, and write or start what serves it",
 }
 
 # Packages that only the "train" extra installs.
