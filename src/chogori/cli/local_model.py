@@ -163,11 +163,15 @@ class LocalBackend:
 def load_completer(name: ModelName, sizes: K2Config, config: EngineConfig) -> EngineCompleter:
     """Load a model and its tokenizer, and start an engine over them; the caller stops `completer.engine`."""
     # Lazily: these load torch, and `chogori serve` refuses what cannot be before that.
+    import torch
+
     from chogori.engine.completer import EngineCompleter
     from chogori.engine.engine import Engine
     from chogori.engine.forward import ServedModel
     from chogori.engine.vocabulary import Vocabulary
 
+    # Threads beyond those that get a core wait for each other in every small operation: 0.7 s of a start, on busy cores.
+    torch.set_num_threads(config.threads)
     model, tokenizer = _load(name, sizes)
     model.config = sizes
     vocabulary = Vocabulary(tokenizer, sizes.vocab_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from chogori.errors import ConfigError
@@ -31,6 +32,11 @@ class EngineConfig:
     """Whether the latents of earlier requests are reused where a prompt begins alike."""
     num_threads: int | None = None
     """Processor threads of the arithmetic; None for all cores but one, which the server needs."""
+
+    @property
+    def threads(self) -> int:
+        """`num_threads`, or the number for this machine."""
+        return self.num_threads or max(1, (os.cpu_count() or 2) - 1)
 
     def __post_init__(self) -> None:
         counts = "max_running max_waiting cache_tokens block_tokens prefill_chunk_tokens step_tokens default_max_tokens"

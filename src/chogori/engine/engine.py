@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -148,8 +147,8 @@ class Engine:
     # ---- in the engine's thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        # A process-wide setting of PyTorch; the engine's thread is the one that computes.
-        torch.set_num_threads(self.config.num_threads or max(1, (os.cpu_count() or 2) - 1))
+        # OpenMP keeps the number for each thread that sets it; this is the one that computes.
+        torch.set_num_threads(self.config.threads)
         while True:
             with self._wake:
                 while not (self._stopping or self._submitted or any(True for _ in self._scheduler.everyone())):
