@@ -170,7 +170,7 @@ def load_completer(name: ModelName, sizes: K2Config, config: EngineConfig) -> En
     from chogori.engine.forward import ServedModel
     from chogori.engine.vocabulary import Vocabulary
 
-    # Threads beyond those that get a core wait for each other in every small operation: 0.7 s of a start, on busy cores.
+    # More threads than cores wait for each other in every small operation: 0.7 s of a start, on busy cores.
     torch.set_num_threads(config.threads)
     model, tokenizer = _load(name, sizes)
     model.config = sizes
