@@ -18,7 +18,7 @@ BIN := .venv/bin
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && n=8; echo $$n)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench docs setup generate
+.PHONY: help run test check bench docs setup generate coding-agents
 
 help:
 	@sed -n '/^$$/q; s/^# \?//p' Makefile
@@ -28,7 +28,7 @@ run: .venv/.installed
 	$(BIN)/chogori sample $(RUN) < /dev/null
 	$(BIN)/chogori serve --model $(RUN) --port $(PORT) $$([ -t 0 ] || echo --once)
 
-test: .venv/.installed-dev
+test: .venv/.installed-dev coding-agents
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q
 
 check: .venv/.installed-dev
@@ -52,6 +52,11 @@ generate: .venv/.installed-dev
 	$(BIN)/python scripts/generate_docs.py
 
 setup: .venv/.installed-dev
+
+# The programs that tests/serve/test_coding_agents.py drives: a minute and 800 MB, once. `make CODING_AGENTS= test` goes
+# without them.
+coding-agents:
+	scripts/install-coding-agents
 
 # A stamp is written last, so an interrupted installation is repeated.
 .venv/.installed: pyproject.toml constraints.txt

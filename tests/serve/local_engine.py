@@ -14,11 +14,13 @@ from tests.serve.live_server import LiveServer
 CONTEXT_LENGTH = 8_192
 
 
-def local_backend(*, max_running: int = 64, max_waiting: int = 512) -> LocalBackend:
+def local_backend(
+    *, max_running: int = 64, max_waiting: int = 512, context_length: int = CONTEXT_LENGTH
+) -> LocalBackend:
     """The model, with a queue of this size. Its weights are loaded when its server starts."""
     name = ModelName.parse("tiny:random")
     config = EngineConfig(num_threads=1, max_running=max_running, max_waiting=max_waiting)
-    return LocalBackend(name, name.sizes(CONTEXT_LENGTH), config)
+    return LocalBackend(name, name.sizes(context_length), config)
 
 
 def eventually(condition: Callable[[], bool]) -> None:
