@@ -1,7 +1,4 @@
-"""Requests as nobody should send them, made from a seed: broken bytes, valid bodies with something wrong, odd heads.
-
-All of them pass a parser of HTTP: what does not never reaches the application.
-"""
+"""Requests as nobody should send them, made from a seed: spoiled bodies, broken bytes, odd heads, and hardly HTTP."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
 CALL: dict[str, Any] = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
@@ -104,7 +102,7 @@ WRITTEN_OUT = {
 
 @dataclass(kw_only=True)
 class HostileRequest:
-    """What a client sends."""
+    """What a client sends, on a connection that others may use afterwards."""
 
     method: str = "POST"
     path: str
@@ -113,6 +111,35 @@ class HostileRequest:
     body: bytes
     leaves_early: bool = False
     """Whether the client is gone before its body is whole."""
+    chunked: bool = False
+    """Whether the body's length is not declared."""
+    is_http: bool = True
+    """Whether a parser of HTTP can read its head."""
+
+    def wire(self) -> bytes:
+        """The request's bytes; of one that leaves early, those that are sent."""
+        target = quote(self.path, safe="/%").encode() + (b"?" + self.query if self.query else b"")
+        headers = [(b"host", b"localhost"), *self.headers]
+        body = self.body
+        if self.chunked:
+            headers.append((b"transfer-encoding", b"chunked"))
+            pieces = [body[start : start + 1_000] for start in range(0, len(body), 1_000)]
+            body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+        elif b"content-length" not in dict(self.headers):
+            headers.append((b"content-length", b"%d" % len(body)))
+        head = b"".join(b"%b: %b\r\n" % header for header in headers)
+        sent = body[: len(body) // 2] if self.leaves_early else body
+        return b"%b %b HTTP/1.1\r\n%b\r\n%b" % (self.method.encode(), target, head, sent)
+
+
+@dataclass(kw_only=True)
+class BrokenExchange:
+    """What goes over a connection of its own."""
+
+    path: str
+    sent: bytes
+    is_answered: bool
+    """Whether a server can know that nothing good will come; otherwise the client just leaves."""
 
 
 def hostile_requests(seed: int) -> Iterator[HostileRequest]:
@@ -120,7 +147,9 @@ def hostile_requests(seed: int) -> Iterator[HostileRequest]:
     random = Random(seed)
     kinds: list[Callable[[Random], HostileRequest]] = [_mutated, _broken, _odd_head, _upload]
     while True:
-        yield random.choices(kinds, weights=(70, 15, 10, 5))[0](random)
+        request = random.choices(kinds, weights=(70, 15, 10, 5))[0](random)
+        request.chunked = not request.leaves_early and len(request.headers) == 1 and random.random() < 0.1
+        yield request
 
 
 # ---- valid bodies with something wrong ---------------------------------------------------------------------------
@@ -241,6 +270,7 @@ def _odd_head(random: Random) -> HostileRequest:
             request.method = random.choice(("POST", *METHODS))
         case 2:
             request.headers = [(b"content-type", random.choice(TYPES))]
+            request.is_http = b"\x00" not in request.headers[0][1]
         case 3:
             request.headers += random.choice((
                 [(b"content-length", b"9" * 20)],
@@ -250,8 +280,83 @@ def _odd_head(random: Random) -> HostileRequest:
                 [(b"range", b"bytes=5-1"), (b"expect", b"100-continue"), (b"origin", b"null")],
                 [(b"x-%d" % i, b"y" * 200) for i in range(100)],
             ))  # fmt: skip
+            request.is_http = (b"transfer-encoding", b"chunked, chunked") not in request.headers
         case _:
             request.query = random.choice((b"limit=-1", b"limit=" + b"9" * 5_000, b"after=%00", b"%ff=%ff", b"&" * 500))
             request.path = random.choice(("/v1/files", "/anthropic/v1/models", "/v1/chat/completions"))
             request.method = random.choice(("GET", "POST"))
     return request
+
+
+# ---- hardly HTTP -------------------------------------------------------------------------------------------------
+
+REQUEST_LINES = (
+    b"",
+    b"POST",
+    b"POST /v1/completions",
+    b"POST /v1/completions HTTP/9.9",
+    b"POST /v1/completions http/1.1",
+    b"POST  /v1/completions  HTTP/1.1",
+    b"POST\t/v1/completions\tHTTP/1.1",
+    b"POST /v1/completions\x00 HTTP/1.1",
+    b"P(ST /v1/completions HTTP/1.1",
+    b"\xff\xfe /v1/completions HTTP/1.1",
+    "POST /💥 HTTP/1.1".encode(),
+    b"PRI * HTTP/2.0",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET /" + b"a" * 40_000 + b" HTTP/1.1",
+)
+HEADERS = (
+    b"",
+    b"host: a\r\nhost: b",
+    b"host: a\r\nno colon",
+    b"host: a\r\nspace : before",
+    b"host: a\r\n folded: first",
+    b"host: a\r\nx: \x00",
+    b"host: a\r\n: nameless",
+    b"host: a\r\ncontent-length: -1",
+    b"host: a\r\ncontent-length: 1e3",
+    b"host: a\r\ncontent-length: 1\r\ncontent-length: 2",
+    b"host: a\r\ncontent-length: " + b"9" * 40,
+    b"host: a\r\ntransfer-encoding: gzip",
+    b"host: a\r\ntransfer-encoding: chunked, chunked",
+    b"host: a\r\n" + b"\r\n".join(b"x-%d: y" % i for i in range(5_000)),
+    b"host: a\r\nx: " + b"y" * 60_000,
+)
+CHUNKS = (
+    b"zz\r\n{}\r\n0\r\n\r\n",
+    b"-1\r\n{}\r\n0\r\n\r\n",
+    b"0x2\r\n{}\r\n0\r\n\r\n",
+    b"f" * 30 + b"\r\n{}",
+    b"2\r\n{}}}0\r\n\r\n",
+    b"2\r\n{}\r\n0\r\nno colon\r\n\r\n",
+    b"\r\n\r\n\r\n",
+    b"2;" + b"x" * 40_000 + b"\r\n{}\r\n0\r\n\r\n",
+)
+"""Bodies that say they come in chunks, and cannot be read."""
+
+
+def broken_exchanges(seed: int) -> Iterator[BrokenExchange]:
+    """Endless, the same for one seed."""
+    random = Random(seed)
+    while True:
+        path, valid = _valid(random)
+        body = json.dumps(valid).encode()
+        line, kind = b"POST %b HTTP/1.1\r\n" % path.encode(), b"host: a\r\ncontent-type: application/json\r\n"
+        match random.randrange(5):
+            case 0:
+                path, sent, is_answered = "/", random.choice(REQUEST_LINES) + b"\r\nhost: a\r\n\r\n", True
+            case 1:
+                sent, is_answered = line + random.choice(HEADERS) + b"\r\n\r\n", True
+            case 2:
+                media_type = kind if random.random() < 0.7 else b"host: a\r\n"
+                sent = line + media_type + b"transfer-encoding: chunked\r\n\r\n" + random.choice(CHUNKS)
+                is_answered = True
+            case 3:  # the body is shorter than it says, or longer, whose rest is a request of its own
+                length = len(body) + random.choice((1, 1_000, 10_000_000, -1, -20))
+                sent = line + kind + b"content-length: %d\r\n\r\n%b" % (length, body)
+                is_answered = length < len(body)
+            case _:
+                whole = HostileRequest(path=path, body=body).wire()
+                sent, is_answered = whole[: random.randrange(len(whole))], False
+        yield BrokenExchange(path=path, sent=sent, is_answered=is_answered)

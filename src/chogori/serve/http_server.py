@@ -9,8 +9,10 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from chogori.errors import BackendError, ChogoriError, ConfigError
 from chogori.serve.lifecycle import Lifecycle
@@ -26,7 +28,7 @@ def http_server(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
         app,
         host=settings.host,
         port=settings.port,
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -38,6 +40,19 @@ def http_server(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
         proxy_headers=False,  # nothing here depends on the client's address
     )
     return uvicorn.Server(config)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP, but a body that cannot be read after its answer has begun just ends the connection.
+
+    uvicorn tries to begin a second answer there, and its log shows a traceback for what is the client's mistake.
+    """
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
 
 def listen(settings: ServeSettings) -> socket.socket:
