@@ -4,6 +4,7 @@
 # make bench  the comparisons in benchmarks/, side by side with their peers
 # make docs   the documentation site, into site/
 # make setup  the virtual environment with all development packages
+# make coding-agents  Claude Code, Kimi Code and kimi-cli into .tools/ for the tests: a minute and 800 MB, once
 #
 # Without a terminal `make run` makes one request of the server and ends.
 # Another Python than python3: make PYTHON=python3.12 run
@@ -53,8 +54,7 @@ generate: .venv/.installed-dev
 
 setup: .venv/.installed-dev
 
-# The programs that tests/serve/test_coding_agents.py drives: a minute and 800 MB, once. `make CODING_AGENTS= test` goes
-# without them.
+# What cannot be had on this machine is named, and its tests are skipped. Without any: make CODING_AGENTS= test
 coding-agents:
 	scripts/install-coding-agents
 

@@ -49,7 +49,7 @@ class CodingAgent(Protocol):
         ...
 
     @property
-    def objections(self) -> tuple[str, ...]:
+    def objection(self) -> str:
         """Words of a tool's result that mean: these arguments do not fit the schema."""
         ...
 
@@ -71,7 +71,7 @@ def _first(*candidates: str | Path | None) -> Path | None:
 class ClaudeCode:
     name: str = "claude-code"
     shell_tool: str = "Bash"
-    objections: tuple[str, ...] = ("InputValidationError", "No such tool")
+    objection: str = "InputValidationError"
 
     @property
     def program(self) -> Path | None:
@@ -81,7 +81,7 @@ class ClaudeCode:
     def environment(self, served: Served, api: str) -> dict[str, str]:
         return {
             "ANTHROPIC_BASE_URL": f"{served.url}/{api}",
-            "ANTHROPIC_API_KEY": "none",
+            "ANTHROPIC_AUTH_TOKEN": "none",
             "ANTHROPIC_MODEL": served.model,
             "ANTHROPIC_SMALL_FAST_MODEL": served.model,
             "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(MAX_ANSWER_TOKENS),
@@ -98,7 +98,7 @@ class ClaudeCode:
 class KimiCode:
     name: str = "kimi-code"
     shell_tool: str = "Bash"
-    objections: tuple[str, ...] = ("Invalid args for tool", "not found")
+    objection: str = "Invalid args for tool"
 
     @property
     def program(self) -> Path | None:
@@ -133,7 +133,7 @@ class KimiCli:
 
     name: str = "kimi-cli"
     shell_tool: str = "Shell"
-    objections: tuple[str, ...] = ("Error validating JSON arguments", "Error parsing JSON arguments", "not found")
+    objection: str = "Error validating JSON arguments"
 
     @property
     def program(self) -> Path | None:

@@ -49,6 +49,11 @@ def names(conversations: Sequence[tuple[CodingAgent, str]]) -> list[str]:
     return [f"{agent.name} over {api}" for agent, api in conversations]
 
 
+def conversation(asked: Sequence[Asked]) -> list[ChatRequest]:
+    """The requests with tools; an agent may also ask for a title."""
+    return [request for request in asked if isinstance(request, ChatRequest) and request.tools]
+
+
 def responses(server: LiveServer) -> Counter[tuple[str, str]]:
     """Responses by route and status, of the routes that the server has."""
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
@@ -62,6 +67,18 @@ def responses(server: LiveServer) -> Counter[tuple[str, str]]:
             if match and match[1] not in ("unknown", "/ready", "/metrics")
         }
     )
+
+
+def test_the_documentation_sets_what_the_tests_set() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    section = page.split("## Coding agents\n")[1].split("\n## ")[0]
+    served = Served(url="http://127.0.0.1:8000", model="NAME", context_length=131_072)
+    tried = CLAUDE_CODE.environment(served, "anthropic") | KIMI_CODE.environment(served, "kimi")
+    told = re.findall(r"\b([A-Z][A-Z_]+)=([^\s`]+)", section)
+    assert len(told) >= 10
+    for variable, value in told:
+        assert variable in tried
+        assert value == tried[variable] or variable == "KIMI_MODEL_PROVIDER_TYPE"
 
 
 @pytest.mark.parametrize(("agent", "api"), CONVERSATIONS, ids=names(CONVERSATIONS))
@@ -86,7 +103,7 @@ def test_an_agent_runs_a_command_for_the_model_and_prints_its_answer(
     outcome = ask(agent, "What is six times seven?", served, api=api, folder=tmp_path)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert "It said chogori-42!" in outcome.stdout
-    asked = [request for request in completer.asked if isinstance(request, ChatRequest) and request.tools]
+    asked = conversation(completer.asked)
     first, second = (list(request.messages) for request in asked)
     # What was said stays as it was, so that the second request finds the first in the prefix cache.
     assert second[: len(first)] == first
@@ -97,6 +114,27 @@ def test_an_agent_runs_a_command_for_the_model_and_prints_its_answer(
     assert (call.name, json.loads(call.arguments)) == (agent.shell_tool, {"command": command})
     assert told.tool_call_id == call.id
     assert responses(server) == {(ROUTES[api], "200"): len(completer.asked)}
+
+
+@pytest.mark.parametrize(("agent", "api"), RANDOM_CONVERSATIONS, ids=names(RANDOM_CONVERSATIONS))
+def test_an_agent_objects_to_a_call_that_does_not_fit(
+    serve: Serve, tmp_path: Path, agent: CodingAgent, api: str
+) -> None:
+    """So that its silence about the calls of random weights, below, says something."""
+
+    def reply(request: Asked) -> Reply:
+        assert isinstance(request, ChatRequest)
+        if request.messages[-1].role == "tool":
+            return Reply(pieces=["A pity."])
+        return Reply(calls=[(request.tools[0].name, '{"no such argument": {"at": "all"}}')])
+
+    completer = ScriptedCompleter(reply)
+    server = serve(ScriptedBackend(completer))
+    served = Served(url=server.url, model="kimi-test", context_length=131_072)
+    outcome = ask(agent, "What is six times seven?", served, api=api, folder=tmp_path, small=True)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    last = conversation(completer.asked)[-1]
+    assert (last.messages[-1].role, agent.objection in last.messages[-1].content) == ("tool", True)
 
 
 @dataclass
@@ -178,5 +216,5 @@ def test_an_agent_takes_every_call_of_random_weights(
     assert [call.name for call in echoed] == [call.name for call in backend.calls]
     results = [message.content for message in last.messages if message.role == "tool"]
     assert len(results) == len(backend.calls)
-    assert not [result for result in results if any(words in result for words in agent.objections)]
+    assert not [result for result in results if agent.objection in result]
     assert responses(server) - before == {(ROUTES[api], "200"): NUM_CALLING_ANSWERS + 1}
