@@ -46,8 +46,8 @@ def tensorrt_llm_fleet(plan: Plan, port: int) -> Fleet:
             if place.mpi == "mpirun":
                 if not place.is_head:
                     return None
-                ranks = ["mpirun", "--allow-run-as-root", "-np", str(plan.machine.num_gpus)]
-                words = [*ranks, "-H", Expansion("${HOSTS}"), *words]
+                ranks = ["mpirun", "-np", str(plan.machine.num_gpus), "-H", Expansion("${HOSTS}")]
+                words = [*ranks, "--allow-run-as-root", *words]
         return Command(words=tuple(words), preparation=_options(group))
 
     nodes = NodeGroup(

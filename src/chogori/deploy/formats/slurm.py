@@ -37,7 +37,8 @@ def _head(deployment: Deployment, num_nodes: int, gpus_per_node: int) -> str:
         "#SBATCH --output=%x-%j.log",
         f"# {deployment.title}, with the gateway on the first node. For sbatch; add your partition and time.",
         "set -euo pipefail",
-        'mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
+        'names=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?submit this with sbatch}")',
+        'mapfile -t NODES <<< "$names"',
     ]
     start = 0
     for group in deployment.fleet.groups:
@@ -67,14 +68,20 @@ def _step(group: NodeGroup, start: int, *, alone: bool) -> str:
 {body}BASH
 )
 srun {" ".join(flags)} bash -c "${variable}" &
+{_step_variable(group)}=$!
 """
+
+
+def _step_variable(group: NodeGroup) -> str:
+    return f"{group.role.upper()}_STEP"
 
 
 def _gateway(deployment: Deployment) -> str:
     address = f"http://{LOOPBACK}:{deployment.fleet.port}"
     command = gateway_command(f"{address}/v1", deployment.gateway_port, ANY_ADDRESS, deployment.access)
+    over = " || ".join(f'! kill -0 "${_step_variable(group)}"' for group in deployment.fleet.groups)
     return f"""# The batch script runs on the first node, as does the engine's API.
-{readiness_loop(address + deployment.plan.engine.health_path, "[[ -z $(jobs -rp) ]]")}({_inline(command)}) &
+{readiness_loop(address + deployment.plan.engine.health_path, over)}({_inline(command)}) &
 # Whichever ends first ends the job.
 wait -n
 """
