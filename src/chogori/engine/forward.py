@@ -35,7 +35,7 @@ ROW_MULTIPLE = 8
 """PyTorch's float32 product of up to three rows sums in another order than that of more, and on two threads so does
 that of an odd number (LOG 2026-11-24)."""
 MAX_LOGITS = 16_777_216
-"""Attention logits at once, float32, of one piece of a prompt: 64 MB."""
+"""Attention logits at once of one piece of a prompt: 32 MB in bfloat16."""
 
 
 class PagedLatents:
@@ -157,19 +157,19 @@ class _Attention:
         """Rows of one answer, which share its keys; as many at once as keep the logits small."""
         num_rows, num_keys = q_nope.shape[0], piece.start + q_nope.shape[0]
         keys_SW = _rows(rows_CW, piece.slots_S[:num_keys].to(rows_CW.device))
-        q_THW = self._queries(q_nope, q_rope)
+        q_THW = self._queries(q_nope, q_rope) * self.scale
         mixed: list[Tensor] = []
         rows_at_once = max(1, MAX_LOGITS // (num_keys * self.num_heads))
         for first in range(0, num_rows, rows_at_once):
             part_THW = q_THW[first : first + rows_at_once]
-            logits_XS = torch.mm(_whole_blocks(part_THW.flatten(0, 1)), keys_SW.mT)[
-                : part_THW.shape[0] * self.num_heads
-            ]
-            logits_THS = (logits_XS.float() * self.scale).view(-1, self.num_heads, num_keys)
-            future_TS = torch.full((part_THW.shape[0], num_keys), float("-inf"), device=rows_CW.device)
-            logits_THS += future_TS.triu_(piece.start + first + 1).unsqueeze(1)
-            weights_XS = logits_THS.softmax(-1).to(rows_CW.dtype).flatten(0, 1)
-            mixed.append(torch.mm(_whole_blocks(weights_XS), keys_SW)[: weights_XS.shape[0]].view_as(part_THW))
+            num_pairs = part_THW.shape[0] * self.num_heads
+            logits_XS = torch.mm(_whole_blocks(part_THW.flatten(0, 1)), keys_SW.mT)[:num_pairs]
+            logits_THS = logits_XS.view(-1, self.num_heads, num_keys)
+            # All rows see the keys before the first row's; only behind those do they differ.
+            differing_THS = logits_THS[..., piece.start + first :]
+            differing_THS += _future(part_THW.shape[0], differing_THS)
+            weights_XS = logits_THS.softmax(-1).flatten(0, 1)
+            mixed.append(torch.mm(_whole_blocks(weights_XS), keys_SW)[:num_pairs].view_as(part_THW))
         return self._values(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
     def _queries(self, q_nope_NHA: Tensor, q_rope_NHR: Tensor) -> Tensor:
@@ -227,6 +227,12 @@ class _Mixture:
 def _rows(table_CW: Tensor, indices: Tensor) -> Tensor:
     """Rows of a table, […, W] for indices […]: whole rows are copied, five times as fast as by indexing."""
     return table_CW.index_select(0, indices.flatten()).unflatten(0, indices.shape)
+
+
+def _future(num_rows: int, logits_THS: Tensor) -> Tensor:
+    """−∞ at the keys that a row may not see yet, [T, 1, S]; the first row sees the first key."""
+    barred_TS = logits_THS.new_full((num_rows, logits_THS.shape[-1]), float("-inf"))
+    return barred_TS.triu_(1).unsqueeze(1)
 
 
 def _swiglu(feed_forward: FeedForward, dtype: torch.dtype) -> SwiGLU:
