@@ -274,7 +274,9 @@ def test_logprobs_of_text_completions() -> None:
     start = {"choices": [{"text": "ab", "logprobs": value, "finish_reason": "stop"}]}
     event = read([start], TextRequest(prompt="a", echo=True))[1]
     tops = ((None, b"b", -2.0), (None, b"c", -3.0))
-    assert event == ContentDelta(text="ab", logprobs=(TokenLogprob(token_id=None, text=b"b", logprob=-2.0, top=tops),))
+    first = TokenLogprob(token_id=None, text=b"a", logprob=None)
+    second = TokenLogprob(token_id=None, text=b"b", logprob=-2.0, top=tops)
+    assert event == ContentDelta(text="ab", logprobs=(first, second))
 
 
 @pytest.mark.parametrize("value", [3, {"content": [{"logprob": 1}]}, {"tokens": ["a"], "token_logprobs": []}])

@@ -103,9 +103,9 @@ def test_openais_own_types_take_the_bodies() -> None:
 
 def test_text_requests() -> None:
     body = body_of(
-        TextRequest(prompt="a", sampling=Sampling(max_tokens=3)), model="m", limit_field="max_completion_tokens"
+        TextRequest(prompt="a", sampling=Sampling(max_tokens=0)), model="m", limit_field="max_completion_tokens"
     )
-    assert body == BARE | {"prompt": "a", "max_tokens": 3}
+    assert body == BARE | {"prompt": "a", "max_tokens": 0}
     request = TextRequest(prompt=(1, 2), echo=True, sampling=Sampling(logprobs=True, top_logprobs=2))
     body = body_of(request, model="m", limit_field="max_tokens")
     assert (body["prompt"], body["echo"], body["logprobs"]) == ([1, 2], True, 2)

@@ -73,6 +73,7 @@ def ask(
     *,
     constraint: Constraint | None = None,
     choice: int = 0,
+    scores_prompt: bool = False,
     **sampling: object,
 ) -> Asked:
     """Submit a prompt. Answers go on after an end token unless a constraint says otherwise."""
@@ -84,5 +85,6 @@ def ask(
         constraint or FreeText(vocabulary, bars_end=True),
         asked.outputs.put,
         choice=choice,
+        scores_prompt=scores_prompt,
     )
     return asked

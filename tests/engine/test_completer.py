@@ -124,7 +124,7 @@ def test_log_probabilities_cover_the_content_and_nothing_else(make_completer: Ma
     written = b"".join(entry.text for entry in choice.logprobs)
     assert written.decode("utf-8", "replace") == choice.message.content
     for entry in choice.logprobs:
-        assert entry.logprob <= 0
+        assert (entry.logprob or 0) <= 0
         assert len(entry.top) <= 3
         assert [top[2] for top in entry.top] == sorted((top[2] for top in entry.top), reverse=True)
     sampling = Sampling(max_tokens=80, seed=2, logprobs=True)
@@ -143,6 +143,44 @@ def test_a_text_is_continued_and_may_be_repeated_first(make_completer: Make, voc
     assert echoed.choices[0].message.content == "def f" + by_text.choices[0].message.content
     with pytest.raises(RequestError, match=r"prompt\[1\] is 500; expected a token id below 500"):
         answer(completer, TextRequest(prompt=[1, 500], sampling=sampling))
+
+
+@pytest.mark.parametrize("prompt", ["def f(山):", [5, 6, 300, 7]], ids=["text", "ids"])
+def test_an_echoed_prompt_is_scored_and_goes_on_as_it_would(
+    make_completer: Make, vocabulary: Vocabulary, prompt: str | list[int]
+) -> None:
+    """What a continuation was produced with is what it is scored with, so a whole text can be scored at once."""
+    completer, tokenizer = make_completer(), vocabulary.tokenizer
+    sampling = Sampling(max_tokens=6, temperature=0, logprobs=True, top_logprobs=2, num_choices=2, ignore_eos=True)
+    whole = answer(completer, TextRequest(prompt=prompt, sampling=sampling, echo=True))
+    plain = answer(completer, TextRequest(prompt=prompt, sampling=sampling))
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    for choice, alone in zip(whole.choices, plain.choices, strict=True):
+        assert [entry.token_id for entry in choice.logprobs[: len(ids)]] == ids
+        assert [entry.logprob is None for entry in choice.logprobs] == [True] + [False] * (len(ids) + 5)
+        written = b"".join(entry.text for entry in choice.logprobs)
+        assert written.decode("utf-8", "replace") == choice.message.content
+        assert choice.logprobs[len(ids) :] == alone.logprobs
+    produced = [entry.token_id for entry in plain.choices[0].logprobs if entry.token_id is not None]
+    head = [tokenizer.bos_id, *ids] if isinstance(prompt, str) else ids
+    reading = Sampling(max_tokens=0, logprobs=True)
+    scored = answer(completer, TextRequest(prompt=[*head, *produced], sampling=reading, echo=True))
+    assert scored.usage.completion_tokens == 0
+    assert [entry.logprob for entry in scored.choices[0].logprobs[-6:]] == pytest.approx(
+        [entry.logprob for entry in plain.choices[0].logprobs], abs=1e-4
+    )
+
+
+def test_the_end_of_a_text_is_reported_and_that_of_a_message_is_not(
+    make_completer: Make, vocabulary: Vocabulary
+) -> None:
+    """Who scores a text asks for one token more and drops the last entry: there must be one."""
+    completer = make_completer()
+    sampling = Sampling(max_tokens=3, logprobs=True, logit_bias={vocabulary.im_end: 100.0})
+    ended = answer(completer, TextRequest(prompt="a", sampling=sampling, echo=True)).choices[0]
+    assert (ended.message.content, ended.finish_reason) == ("a", "stop")
+    assert [entry.token_id for entry in ended.logprobs][1:] == [vocabulary.im_end]
+    assert answer(completer, chat(sampling=sampling)).choices[0].logprobs == ()
 
 
 def test_a_partial_message_is_continued(make_completer: Make, vocabulary: Vocabulary) -> None:

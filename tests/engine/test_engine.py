@@ -16,7 +16,7 @@ from chogori.engine.engine import Engine
 from chogori.engine.forward import PagedLatents, ServedModel
 from chogori.engine.step_batch import StepBatch
 from chogori.engine.vocabulary import Mask, Vocabulary
-from chogori.errors import BackendError, ContextLengthError, OverloadedError
+from chogori.errors import BackendError, ContextLengthError, NonFiniteError, OverloadedError
 from chogori.model import K2Model
 from tests.engine.conftest import TINY
 from tests.engine.running import PATIENCE_S, Asked, ask, scatter
@@ -125,6 +125,87 @@ def test_a_prompt_larger_than_the_cache_is_refused(make_engine: MakeEngine, voca
 
 def test_an_answer_that_names_no_limit_has_the_default_one(make_engine: MakeEngine, vocabulary: Vocabulary) -> None:
     assert ask(make_engine(default_max_tokens=7), vocabulary, [1], max_tokens=None).finish().num_tokens == 7
+
+
+# ---- scored prompts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [2, 32, 33, 100])
+def test_a_scored_prompt_is_as_likely_as_the_model_itself_says(
+    make_engine: MakeEngine, vocabulary: Vocabulary, length: int
+) -> None:
+    """Also where its beginning is in the cache, of which nothing is reused, and whatever else is read and produced."""
+    engine = make_engine()
+    prompt = prompt_of(length)
+    ask(engine, vocabulary, prompt, seed=None).finish()
+    others = [ask(engine, vocabulary, prompt_of(40, seed), max_tokens=30) for seed in range(1, 4)]
+    asked = ask(engine, vocabulary, prompt, max_tokens=0, logprobs=True, top_logprobs=3, scores_prompt=True)
+    assert asked.finish() == Ended(reason="length", num_tokens=0)
+    assert [other.finish().num_tokens for other in others] == [30] * 3
+    (read,) = (output for output in asked.received if isinstance(output, PromptRead))
+    assert read.cached_tokens == 0
+    with torch.no_grad():
+        logprobs_TV = scatter(K2Model(TINY, seed=0))(torch.tensor([prompt]))[0].log_softmax(-1)
+    expected = [float(logprobs_TV[place, token]) for place, token in enumerate(prompt[1:])]
+    # In another order of sums, as above.
+    assert [likelihood.logprob for likelihood in read.likelihoods] == pytest.approx(expected, abs=1e-4)
+    tops = logprobs_TV[:-1].topk(3)
+    assert [[token for token, _ in likelihood.top] for likelihood in read.likelihoods] == tops.indices.tolist()
+    assert [logprob for likelihood in read.likelihoods for _, logprob in likelihood.top] == pytest.approx(
+        tops.values.flatten().tolist(), abs=1e-4
+    )
+    wait_until_idle(engine, vocabulary)
+    assert engine.state().cache_tokens_used == 0
+
+
+def test_scoring_the_prompt_changes_nothing_of_the_answer(make_engine: MakeEngine, vocabulary: Vocabulary) -> None:
+    engine = make_engine()
+    scored, plain = (
+        ask(engine, vocabulary, prompt_of(70), logprobs=True, scores_prompt=scores) for scores in (True, False)
+    )
+    assert plain.finish() == scored.finish()
+    assert what_came(plain) == what_came(scored)
+    # What was read for it is found by others.
+    again = ask(engine, vocabulary, prompt_of(70))
+    again.finish()
+    assert again.cached_tokens == 64
+
+
+def test_a_prompt_that_fills_the_context_or_the_cache_can_be_scored(
+    make_engine: MakeEngine, vocabulary: Vocabulary
+) -> None:
+    length = TINY.max_position_embeddings
+    asked = ask(make_engine(), vocabulary, [1] * length, max_tokens=0, scores_prompt=True)
+    assert asked.finish() == Ended(reason="length", num_tokens=0)
+    small = make_engine(cache_tokens=64)
+    assert ask(small, vocabulary, [1] * 64, max_tokens=0, scores_prompt=True).finish().reason == "length"
+    with pytest.raises(ContextLengthError, match=r"has 65 tokens, and the cache holds 64"):
+        ask(small, vocabulary, [1] * 65, max_tokens=0)
+
+
+def test_a_prompt_whose_likelihood_is_no_number_fails_alone(make_engine: MakeEngine, vocabulary: Vocabulary) -> None:
+    model = scatter(K2Model(TINY, seed=0))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = float("nan")
+    engine = make_engine(ServedModel(model))
+    broken = ask(engine, vocabulary, [1, 2, 7, 3], max_tokens=0, scores_prompt=True)
+    fine = ask(engine, vocabulary, [1, 2, 3])
+    ended = broken.finish()
+    assert ended.reason == "failed"
+    assert isinstance(ended.error, NonFiniteError)
+    assert "of prompt token 1 is nan; expected a number" in str(ended.error)
+    assert fine.finish().reason == "length"
+
+
+def test_an_end_token_is_told_where_log_probabilities_are(make_engine: MakeEngine, vocabulary: Vocabulary) -> None:
+    bias = {vocabulary.im_end: 100.0}
+    asked = ask(make_engine(), vocabulary, [1, 2], constraint=FreeText(vocabulary), logit_bias=bias, logprobs=True)
+    end = asked.finish().end
+    assert end is not None
+    assert end.token == vocabulary.im_end
+    assert end.likelihood is not None
+    assert end.likelihood.logprob < 0
+    assert asked.tokens == []
 
 
 # ---- the same whatever else runs ---------------------------------------------------------------------------------

@@ -28,10 +28,10 @@ def batch_of(decode: list[DecodeRow], pieces: list[PromptPiece]) -> StepBatch:
 
 @given(
     decoding=st.lists(st.tuples(POSITIONS, st.integers(0, SPAN_TOKENS)), max_size=12),
-    reading=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40), st.booleans()), max_size=4),
+    reading=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40), st.booleans(), st.booleans()), max_size=4),
 )
 def test_every_row_is_laid_out_once_with_its_own_token_position_and_slot(
-    decoding: list[tuple[int, int]], reading: list[tuple[int, int, bool]]
+    decoding: list[tuple[int, int]], reading: list[tuple[int, int, bool, bool]]
 ) -> None:
     if not decoding and not reading:
         return
@@ -42,8 +42,9 @@ def test_every_row_is_laid_out_once_with_its_own_token_position_and_slot(
             start=start,
             slots_S=slots(100 + i, start + count),
             wants_logits=wants,
+            wants_every_row=every,
         )
-        for i, (start, count, wants) in enumerate(reading)
+        for i, (start, count, wants, every) in enumerate(reading)
     ]
     batch = batch_of(decode, pieces)
     found = list(zip(batch.tokens_N.tolist(), batch.positions_N.tolist(), batch.slots_N.tolist(), strict=True))
@@ -56,11 +57,12 @@ def test_every_row_is_laid_out_once_with_its_own_token_position_and_slot(
     assert sorted(found[: len(decode)]) == sorted(expected_decode)
     assert found[len(decode) :] == expected_pieces
 
-    # Logits are of the decoding rows as they were given, then of the last tokens of prompts.
+    # Logits are of the decoding rows as they were given, then of the last tokens of prompts, or of all their tokens.
     wanted = [found[i] for i in batch.logit_rows_R.tolist()]
-    ends = [
-        (p.tokens[-1], p.start + len(p.tokens) - 1, int(p.slots_S[-1 - _padding(p)])) for p in pieces if p.wants_logits
-    ]
+    ends: list[tuple[int, int, int]] = []
+    for piece in pieces:
+        rows = [(token, piece.start + i, int(piece.slots_S[piece.start + i])) for i, token in enumerate(piece.tokens)]
+        ends += rows if piece.wants_every_row else rows[-1:] if piece.wants_logits else []
     assert wanted == expected_decode + ends
 
     # Pieces keep their order and touch.
@@ -69,10 +71,6 @@ def test_every_row_is_laid_out_once_with_its_own_token_position_and_slot(
         assert piece is given_piece
         assert (rows.start, rows.stop) == (place, place + len(piece.tokens))
         place = rows.stop
-
-
-def _padding(piece: PromptPiece) -> int:
-    return len(piece.slots_S) - piece.start - len(piece.tokens)
 
 
 @given(positions=st.lists(POSITIONS, min_size=1, max_size=12))

@@ -290,6 +290,37 @@ def test_texts_are_continued_and_echoed(client: Client, tokenizer: Tokenizer) ->
     assert pieces == [choice.text for choice in plain.choices]
 
 
+@pytest.mark.parametrize("by_ids", [False, True], ids=["text", "ids"])
+def test_a_text_is_scored_whole_and_streamed(client: Client, tokenizer: Tokenizer, by_ids: bool) -> None:
+    """As harnesses score texts: the prompt echoed with log-probabilities, and nothing produced, or one token."""
+    ids = tokenizer.encode("Once upon a time, 昔々")
+    prompt = ids if by_ids else tokenizer.decode(ids)
+    asked: dict[str, Any] = {"model": "tiny", "prompt": prompt, "temperature": 0, "logprobs": 1, "echo": True}
+    scored = client.completions.create(**asked, max_tokens=0)
+    assert scored.usage.completion_tokens == 0
+    choice = scored.choices[0]
+    assert (choice.finish_reason, choice.text) == ("length", tokenizer.decode(ids))
+    logprobs = choice.logprobs
+    assert logprobs.tokens == [tokenizer.decode([token]) for token in ids]
+    assert logprobs.text_offset == [
+        len(tokenizer.decode_bytes(ids[:i]).decode(errors="ignore")) for i in range(len(ids))
+    ]
+    assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
+    for logprob, top in zip(logprobs.token_logprobs[1:], logprobs.top_logprobs[1:], strict=True):
+        assert logprob <= max(top.values()) <= 0
+
+    one_more = client.completions.create(**asked, max_tokens=1).choices[0].logprobs
+    assert one_more.token_logprobs[:-1] == logprobs.token_logprobs
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**asked, max_tokens=1, stream=True)]
+    streamed = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [value for part in streamed for value in getattr(part, name)] == getattr(one_more, name)
+    # What was read for a score is read anew for the next, and found by those who ask for none.
+    again = client.completions.create(**asked, max_tokens=0)
+    assert again.choices == scored.choices
+    assert again.usage.model_dump()["cached_tokens"] == 0
+
+
 # ---- responses ---------------------------------------------------------------------------------------------------
 
 RESPONSES: dict[str, dict[str, Any]] = {

@@ -25,7 +25,7 @@ class Sampling:
     """How tokens are chosen. The defaults leave the model's distribution as it is."""
 
     max_tokens: int | None = None
-    """Most tokens to produce; None for as many as the context has room for."""
+    """Most tokens to produce: 0 only reads the prompt, None is as many as the context has room for."""
     temperature: float = 1.0
     """0 takes the likeliest token; other values divide the logits."""
     top_p: float = 1.0
@@ -56,7 +56,7 @@ class Sampling:
     """Go on after an end token, up to `max_tokens`; for measurements."""
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 0, "at least 0")
         _check("temperature", self.temperature, 0 <= self.temperature <= 2, "0 to 2")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _check("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1, or null for all tokens")
@@ -127,7 +127,8 @@ class TextRequest:
     """Text, or token ids of the model's own vocabulary."""
     sampling: Sampling = Sampling()
     echo: bool = False
-    """Begin the answer with the prompt."""
+    """Begin the answer with the prompt. With `sampling.logprobs` its tokens are reported too, with how likely each was
+    behind those before it."""
     model: str | None = None
     request_id: str | None = None
 
@@ -137,13 +138,17 @@ class TextRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprob:
-    """A produced token and how likely the model found it, in nats."""
+    """A token and how likely the model found it, in nats: one that was produced, or one of an echoed prompt.
+
+    Where the model ended a continued text (`TextRequest`), its end token is the last.
+    """
 
     token_id: int | None
     """None where an HTTP server told the token's text only."""
     text: bytes
     """Bytes of the token: possibly a part of a character."""
-    logprob: float
+    logprob: float | None
+    """None for the first token of an echoed prompt, before which there is nothing."""
     top: tuple[tuple[int | None, bytes, float], ...] = ()
     """The likeliest tokens: id, bytes, log-probability."""
 
@@ -206,14 +211,37 @@ class Usage:
     cached_tokens: int = 0
 
 
-Event = Started | ContentDelta | ToolCallBegin | ToolCallDelta | Finished | Usage
+RepairKind = Literal[
+    "raw_markers", "name", "id", "arguments", "finish_reason", "continued", "asked_again", "left_out"
+]
+"""How an answer's tool calls were put right.
+
+- raw_markers: they stood in its content, spelled in the model's own format
+- name, id: a call's was written in another form than the declared or numbered one
+- arguments: a call's were written in another form than its schema has, but said the same
+- finish_reason: it contradicted the answer
+- continued: the model went on with a call that had been cut off
+- asked_again: the model made a call anew
+- left_out: a call that the token limit had cut off could not be saved; the answer ends with `length`
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repaired:
+    """A tool call was put right on its way; may come anywhere, also before Started."""
+
+    choice: int = 0
+    kind: RepairKind
+
+
+Event = Started | ContentDelta | ToolCallBegin | ToolCallDelta | Finished | Usage | Repaired
 
 
 class Completer(Protocol):
     """Anything that answers."""
 
     def stream(self, request: ChatRequest | TextRequest) -> AsyncIterator[Event]:
-        """Answer a request: Started, then deltas and one Finished for each choice, then Usage.
+        """Answer a request: Started, then deltas and one Finished for each choice, then Usage; Repaired anywhere.
 
         Closing the iterator cancels the request and frees what it held. Raises an error of the `CompleterError` tree
         from the first or any later step.
@@ -237,6 +265,8 @@ class Completion:
 
     choices: tuple[Choice, ...]
     usage: Usage
+    repairs: tuple[RepairKind, ...] = ()
+    """What was put right on the way, in order."""
 
 
 async def complete(completer: Completer, request: ChatRequest | TextRequest) -> Completion:
@@ -246,6 +276,7 @@ async def complete(completer: Completer, request: ChatRequest | TextRequest) -> 
     logprobs: dict[int, list[TokenLogprob]] = {}
     finished: dict[int, Finished] = {}
     usage = Usage(prompt_tokens=0, completion_tokens=0)
+    repairs: list[RepairKind] = []
     async for event in completer.stream(request):
         match event:
             case ContentDelta():
@@ -261,6 +292,8 @@ async def complete(completer: Completer, request: ChatRequest | TextRequest) -> 
                 usage = event
             case Started():
                 pass
+            case Repaired():
+                repairs.append(event.kind)
     choices = tuple(
         Choice(
             message=Message(
@@ -277,4 +310,4 @@ async def complete(completer: Completer, request: ChatRequest | TextRequest) -> 
         )
         for index in sorted(finished)
     )
-    return Completion(choices=choices, usage=usage)
+    return Completion(choices=choices, usage=usage, repairs=tuple(repairs))

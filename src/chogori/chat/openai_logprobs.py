@@ -38,8 +38,7 @@ class _Logprobs(BaseModel):
 def logprobs_of(value: object) -> tuple[TokenLogprob, ...]:
     """The tokens of a choice's `logprobs`. Raises BackendError for what is neither shape.
 
-    Servers name tokens by their text, so no ids are known. An echoed prompt's first token has no probability, and is
-    left out.
+    Servers name tokens by their text, so no ids are known.
     """
     if value is None:
         return ()
@@ -64,7 +63,6 @@ def logprobs_of(value: object) -> tuple[TokenLogprob, ...]:
                 top=tuple((None, text.encode("utf-8", "replace"), other) for text, other in (top or {}).items()),
             )
             for token, logprob, top in zip(read.tokens, read.token_logprobs, tops, strict=True)
-            if logprob is not None
         )
     except (ValidationError, ValueError) as error:
         raise BackendError(f"the server's logprobs cannot be read: {error}") from error

@@ -22,6 +22,8 @@ class PromptRead:
     """The prompt is in the cache; the first token follows."""
 
     cached_tokens: int
+    likelihoods: tuple[Likelihood, ...] = ()
+    """Of each of the prompt's tokens but the first, where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,8 @@ class Ended:
     num_tokens: int
     """Tokens that were produced, the end token included."""
     error: Exception | None = None
+    end: Produced | None = None
+    """The end token, where one came and log-probabilities were asked for."""
 
 
 Output = PromptRead | Produced | Ended
@@ -58,12 +62,16 @@ class Answer:
     max_tokens: int
     """Most tokens to produce, within the context."""
     sink: Sink
+    scores_prompt: bool = False
+    """Whether the likelihoods of the prompt's tokens are wanted: all are read then, whatever is in the cache."""
     cancelled: bool = False
     """Set by whoever no longer wants the answer."""
 
     ended: bool = False
     tokens: list[int] = field(default_factory=list[int])
     """Produced so far."""
+    prompt_likelihoods: list[Likelihood] = field(default_factory=list[Likelihood])
+    """Of the prompt's tokens but the first, as far as it is read and they are wanted."""
     num_computed: int = 0
     """Tokens, of prompt and answer, whose latents are in the cache."""
     num_exact: int = 0

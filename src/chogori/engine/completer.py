@@ -22,12 +22,14 @@ from chogori.chat.completer import (
 from chogori.chat.stop_texts import StopTexts
 from chogori.chat.template import render
 from chogori.chat.token_text import TokenText
+from chogori.chat.tokenizer import Tokenizer
 from chogori.chat.tool_call_events import CallArguments, CallBegin, ParsedEvent, Text
 from chogori.chat.tool_call_parser import TokenParser
 from chogori.chat.tool_ids import canonical_tool_ids
 from chogori.engine.answer import Answer, Ended, Output, Produced, PromptRead, Sink
 from chogori.engine.constraints import Constraint, Constraints
 from chogori.engine.engine import Engine
+from chogori.engine.sampling import Likelihood
 from chogori.engine.vocabulary import Vocabulary
 from chogori.errors import BackendError, RequestError
 
@@ -48,6 +50,7 @@ class EngineCompleter:
     async def stream(self, request: ChatRequest | TextRequest) -> AsyncGenerator[Event]:
         """Answer a request; see `Completer`."""
         sampling = request.sampling
+        scores = isinstance(request, TextRequest) and request.echo and sampling.logprobs
         # In a thread: a long prompt or a schema with thousands of properties would hold up every other stream.
         prompt, constraints = await asyncio.to_thread(self._prepare, request)
         outputs: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
@@ -56,7 +59,8 @@ class EngineCompleter:
         cached_tokens = 0
         num_open = sampling.num_choices
         try:
-            answers.append(self.engine.submit(prompt, sampling, constraints[0], _sink(outputs, 0)))
+            sink = _sink(outputs, 0)
+            answers.append(self.engine.submit(prompt, sampling, constraints[0], sink, scores_prompt=scores))
             while num_open:
                 choice, output = await outputs.get()
                 match output:
@@ -65,8 +69,9 @@ class EngineCompleter:
                             cached_tokens = output.cached_tokens
                             yield Started(prompt_tokens=len(prompt), cached_tokens=cached_tokens)
                             if isinstance(request, TextRequest) and request.echo:
+                                logprobs = self._echo_logprobs(request, prompt, output.likelihoods) if scores else ()
                                 for i in range(sampling.num_choices):
-                                    yield ContentDelta(choice=i, text=self._echo(request))
+                                    yield ContentDelta(choice=i, text=self._echo(request), logprobs=logprobs)
                             # The others find the prompt in the cache.
                             for i in range(1, sampling.num_choices):
                                 sink = _sink(outputs, i)
@@ -119,6 +124,15 @@ class EngineCompleter:
     def _echo(self, request: TextRequest) -> str:
         return request.prompt if isinstance(request.prompt, str) else self.tokenizer.decode(request.prompt)
 
+    def _echo_logprobs(
+        self, request: TextRequest, prompt: Sequence[int], likelihoods: Sequence[Likelihood]
+    ) -> tuple[TokenLogprob, ...]:
+        """Of the tokens that are echoed, to which the mark before a text does not belong. The first has none, as in
+        OpenAI's API, also behind that mark."""
+        first = 1 if isinstance(request.prompt, str) else 0
+        echoed, known = prompt[first:], [None, *likelihoods[first:]]
+        return tuple(_token_logprob(self.tokenizer, token, known[place]) for place, token in enumerate(echoed))
+
     def _text_of(self, request: ChatRequest | TextRequest, choice: int) -> _ChoiceText:
         stops = StopTexts(request.sampling.stop)
         if isinstance(request, TextRequest):
@@ -128,6 +142,9 @@ class EngineCompleter:
 
 class _ChoiceText:
     """The events of one choice, from its tokens."""
+
+    _reports_end = False
+    """Whether the log-probabilities end with the end token's; those of a message are of its content alone."""
 
     def __init__(self, vocabulary: Vocabulary, stops: StopTexts, choice: int) -> None:
         self._tokenizer = vocabulary.tokenizer
@@ -142,18 +159,7 @@ class _ChoiceText:
         """Events of one more token."""
         self.num_tokens += 1
         if produced.likelihood is not None:
-            self._logprobs.append(
-                TokenLogprob(
-                    token_id=produced.token,
-                    text=self._tokenizer.decode_bytes([produced.token]),
-                    logprob=produced.likelihood.logprob,
-                    top=tuple(
-                        (token, self._tokenizer.decode_bytes([token]), logprob)
-                        for token, logprob in produced.likelihood.top
-                        if token < self._tokenizer.vocab_size
-                    ),
-                )
-            )
+            self._logprobs.append(_token_logprob(self._tokenizer, produced.token, produced.likelihood))
         yield from self._events(produced.token)
         if self._stops.found is not None:
             self.finished = True
@@ -168,6 +174,8 @@ class _ChoiceText:
         if ended.reason == "cancelled":
             raise BackendError("the engine was stopped")
         self.num_tokens = ended.num_tokens
+        if ended.end is not None and self._reports_end:
+            self._logprobs.append(_token_logprob(self._tokenizer, ended.end.token, ended.end.likelihood))
         yield from self._rest()
         if self._stops.found is not None:
             yield Finished(choice=self._choice, reason="stop", stop_sequence=self._stops.found)
@@ -193,6 +201,8 @@ class _ChoiceText:
 
 class _PlainText(_ChoiceText):
     """A continued text."""
+
+    _reports_end = True
 
     def __init__(self, vocabulary: Vocabulary, stops: StopTexts, choice: int) -> None:
         super().__init__(vocabulary, stops, choice)
@@ -244,6 +254,19 @@ class _ChatText(_ChoiceText):
 
     def _reason(self, ended: Ended) -> FinishReason:
         return "tool_calls" if self._num_calls else super()._reason(ended)
+
+
+def _token_logprob(tokenizer: Tokenizer, token: int, likelihood: Likelihood | None) -> TokenLogprob:
+    """A token with what is known of it."""
+    text = tokenizer.decode_bytes([token])
+    if likelihood is None:
+        return TokenLogprob(token_id=token, text=text, logprob=None)
+    top = tuple(
+        (other, tokenizer.decode_bytes([other]), logprob)
+        for other, logprob in likelihood.top
+        if other < tokenizer.vocab_size
+    )
+    return TokenLogprob(token_id=token, text=text, logprob=likelihood.logprob, top=top)
 
 
 def _sink(outputs: asyncio.Queue[tuple[int, Output]], choice: int) -> Sink:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -18,8 +20,8 @@ from chogori.engine.forward import PagedLatents, ServedModel
 from chogori.engine.prefix_cache import PrefixCache
 from chogori.engine.sampling import Logits, TokenSampler
 from chogori.engine.scheduler import Scheduler
-from chogori.engine.step_batch import StepBatch
-from chogori.errors import BackendError, ContextLengthError, OverloadedError
+from chogori.engine.step_batch import PromptPiece, StepBatch
+from chogori.errors import BackendError, ContextLengthError, NonFiniteError, OverloadedError
 
 logger = logging.getLogger(__name__)
 
@@ -85,33 +87,39 @@ class Engine:
         sink: Sink,
         *,
         choice: int = 0,
+        scores_prompt: bool = False,
     ) -> Answer:
         """Queue an answer; safe from any thread. `sink` receives its outputs, the last of which is Ended.
 
+        With `scores_prompt`, PromptRead tells how likely each of the prompt's tokens was. No prefix is reused then, and
+        the logits of a whole piece are held at once: `prefill_chunk_tokens` times the vocabulary, float32.
+
         Raises ContextLengthError where the prompt leaves no room for an answer, OverloadedError where too many wait.
         """
+        wanted = self.config.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
+        least = min(wanted, 1)
         room = self.context_length - len(prompt)
-        if not prompt or room < 1:
+        if not prompt or room < least:
             raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens; expected at least 1, and at most {self.context_length - 1} so "
-                f"that an answer fits into the model's context of {self.context_length}",
+                f"the prompt has {len(prompt)} tokens; expected at least 1, and at most {self.context_length - least} "
+                f"so that an answer fits into the model's context of {self.context_length}",
                 field="messages",
             )
-        longest = min(room, self.config.cache_tokens - len(prompt) + 1)
-        if longest < 1:
+        cache_room = self.config.cache_tokens - len(prompt) + 1
+        if cache_room < 1:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens, and the cache holds {self.config.cache_tokens} "
                 "(engine.cache_tokens); shorten it or enlarge the cache",
                 field="messages",
             )
-        wanted = sampling.max_tokens or self.config.default_max_tokens
         answer = Answer(
             prompt=list(prompt),
             sampling=sampling,
             constraint=constraint,
             sampler=TokenSampler(sampling, prompt, choice=choice, num_rows=self.model.config.vocab_size),
-            max_tokens=min(wanted, longest),
+            max_tokens=min(wanted, room, cache_room),
             sink=sink,
+            scores_prompt=scores_prompt,
         )
         with self._wake:
             if self._stopping:
@@ -183,15 +191,36 @@ class Engine:
             self._continue(answer, next(logits))
         for answer, piece in zip(readers, pieces, strict=True):
             scheduler.advance(answer, len(piece.tokens), exact=True)
-            if piece.wants_logits:
-                scheduler.start_producing(answer)
-                self._continue(answer, next(logits))
+            self._note_read(answer, piece, list(itertools.islice(logits, piece.num_logit_rows)))
+
+    def _note_read(self, answer: Answer, piece: PromptPiece, logits_RV: Sequence[Logits]) -> None:
+        """Score a piece of a prompt where that is wanted, and begin the answer where it was the last one."""
+        if piece.wants_every_row:
+            try:
+                self._score(answer, piece, logits_RV)
+            except Exception as error:
+                self._end(answer, Ended(reason="failed", num_tokens=0, error=error))
+                return
+        if piece.wants_logits:
+            self._scheduler.start_producing(answer)
+            self._continue(answer, logits_RV[-1])
+
+    def _score(self, answer: Answer, piece: PromptPiece, logits_TV: Sequence[Logits]) -> None:
+        """How likely each token was that follows one of the piece."""
+        first = piece.start + 1
+        followers = answer.prompt[first : first + len(piece.tokens)]  # the prompt's last token has none
+        for place, token in enumerate(followers):
+            likelihood = answer.sampler.likelihood(logits_TV[place], token)
+            if math.isnan(likelihood.logprob):
+                raise NonFiniteError(f"the log-probability of prompt token {first + place} is nan; expected a number")
+            answer.prompt_likelihoods.append(likelihood)
 
     def _continue(self, answer: Answer, logits_V: Logits) -> None:
         """The next token of one answer; an error in its rules or its sink ends it and no other."""
         try:
             if not answer.tokens:
-                answer.sink(PromptRead(cached_tokens=answer.cached_tokens))
+                likelihoods = tuple(answer.prompt_likelihoods)
+                answer.sink(PromptRead(cached_tokens=answer.cached_tokens, likelihoods=likelihoods))
                 if not answer.constraint.begin(answer.room):
                     self._end(answer, Ended(reason="length", num_tokens=0))
                     return
@@ -206,11 +235,13 @@ class Engine:
         token = constraint.accept(token, room)
         answer.sampler.note(token)
         answer.tokens.append(token)
-        if token in self._end_ids:
-            self._end(answer, Ended(reason="stop", num_tokens=len(answer.tokens)))
-            return
         likelihood = answer.sampler.likelihood(logits_V, token) if answer.sampling.logprobs else None
-        answer.sink(Produced(token=token, likelihood=likelihood))
+        produced = Produced(token=token, likelihood=likelihood)
+        if token in self._end_ids:
+            end = produced if likelihood is not None else None
+            self._end(answer, Ended(reason="stop", num_tokens=len(answer.tokens), end=end))
+            return
+        answer.sink(produced)
         if not answer.room:
             self._end(answer, Ended(reason="length", num_tokens=len(answer.tokens)))
 

@@ -30,7 +30,7 @@ class Scheduler:
 
     def num_blocks(self, answer: Answer) -> int:
         """Blocks for an answer at its longest. The last token's latent is never needed."""
-        return num_blocks_for(len(answer.prompt) + answer.max_tokens - 1, self.config.block_tokens)
+        return num_blocks_for(len(answer.prompt) + max(answer.max_tokens, 1) - 1, self.config.block_tokens)
 
     def admit(self) -> None:
         """Let waiting answers in while there is a place and room for all that they may become."""
@@ -40,7 +40,7 @@ class Scheduler:
     def _enter(self, answer: Answer) -> bool:
         cache, size = self.cache, self.config.block_tokens
         path = []
-        if self.config.reuse_prefixes:
+        if self.config.reuse_prefixes and not answer.scores_prompt:
             # The last token is always read, since its logits are wanted. What a seed reproduces must not depend on
             # whether a prefix was read or produced, so a seeded answer reuses only what was read.
             path = cache.match(answer.prompt[:-1], exact_only=answer.sampling.seed is not None)
@@ -87,6 +87,7 @@ class Scheduler:
             start=start,
             slots_S=answer.slots_S,
             wants_logits=stop == len(answer.prompt),
+            wants_every_row=answer.scores_prompt,
         )
 
     def advance(self, answer: Answer, num_tokens: int, *, exact: bool) -> None:

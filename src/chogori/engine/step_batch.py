@@ -33,6 +33,13 @@ class PromptPiece:
     """Cache rows of its tokens in order, int64; at least `start` + len(tokens)."""
     wants_logits: bool
     """Whether this piece ends the prompt."""
+    wants_every_row: bool = False
+    """Whether the logits of all its rows are wanted: each tells how likely the token behind it is."""
+
+    @property
+    def num_logit_rows(self) -> int:
+        """How many of its rows, the last ones, are wanted."""
+        return len(self.tokens) if self.wants_every_row else int(self.wants_logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ class StepBatch:
     groups: list[DecodeGroup]
     pieces: list[tuple[slice, PromptPiece]]
     logit_rows_R: Tensor
-    """Rows whose logits are wanted: those of the decoding rows as they were given, then those of ended prompts."""
+    """Rows whose logits are wanted: those of the decoding rows as they were given, then those of the pieces."""
 
     @classmethod
     def of(
@@ -100,8 +107,7 @@ class StepBatch:
             tokens += piece.tokens
             positions += range(piece.start, piece.start + len(piece.tokens))
             slots.append(piece.slots_S[piece.start : piece.start + len(piece.tokens)])
-            if piece.wants_logits:
-                logit_rows.append(stop - 1)
+            logit_rows += range(stop - piece.num_logit_rows, stop)
         return cls(
             tokens_N=torch.tensor(tokens, device=device),
             positions_N=torch.tensor(positions, device=device),

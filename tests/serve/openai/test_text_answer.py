@@ -27,6 +27,20 @@ def test_tokens_begin_after_the_echoed_prompt() -> None:
     assert logprobs["token_logprobs"] == [-9999.0], "JSON has no infinity"
 
 
+def test_the_first_token_of_an_echoed_prompt_has_no_probability() -> None:
+    """The prompt is accounted for by its tokens, so the places count from its beginning."""
+    first = TokenLogprob(token_id=4, text="山".encode(), logprob=None)
+    message = Message(role="assistant", content="山é word")
+    choice = Choice(message=message, finish_reason="length", logprobs=(first, *HALVES, *WORD))
+    logprobs = answer().whole([Completion(choices=(choice,), usage=USAGE)])["choices"][0]["logprobs"]
+    assert logprobs == {
+        "tokens": ["山", "\ufffd", "\ufffd", " word"],
+        "token_logprobs": [None, -1.0, -1.0, -9999.0],
+        "top_logprobs": [None, {}, {}, {}],
+        "text_offset": [0, 1, 1, 2],
+    }
+
+
 def test_a_stream_says_the_same() -> None:
     async def events() -> AsyncGenerator[tuple[int, Event]]:
         yield 0, ContentDelta(text="prompt")
@@ -40,5 +54,5 @@ def test_a_stream_says_the_same() -> None:
 
     *chunks, _ = [frame.removeprefix(b"data: ") for frame in asyncio.run(frames())]
     found = [json.loads(chunk)["choices"][0]["logprobs"] for chunk in chunks]
-    assert [logprobs["text_offset"] for logprobs in found[:3]] == [[], [6], [11, 12]]
+    assert [logprobs["text_offset"] for logprobs in found[:3]] == [[], [6], [11, 11]], "é is one character"
     assert found[2]["tokens"] == ["\ufffd", "\ufffd"]

@@ -85,9 +85,11 @@ def test_parameters_reach_the_completer(serve: Serve) -> None:
     server = serve(backend)
     assert post(server, echo=True, logprobs=0, best_of=2, n=2, seed=1, suffix=None).status_code == 200
     assert post(server).status_code == 200
-    first, second = backend.completer.asked
+    assert post(server, max_tokens=0).status_code == 200
+    first, second, third = backend.completer.asked
     assert isinstance(first, TextRequest)
     assert (first.echo, first.sampling.logprobs, first.sampling.top_logprobs) == (True, True, 0)
+    assert third.sampling.max_tokens == 0
     assert (second.sampling.max_tokens, second.sampling.temperature, second.sampling.logprobs) == (16, 1.0, False)
 
 
@@ -107,6 +109,7 @@ def test_usage_of_a_stream_is_summed_over_prompts(serve: Serve) -> None:
     [
         ({"suffix": "end"}, "suffix", "cannot fill in"),
         ({"best_of": 3}, "best_of", "expected the same"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"prompt": []}, "prompt", "at least 1 item"),
         ({"prompt": [-1]}, "prompt[0]", "greater than or equal to 0"),
         ({"prompt": {"a": 1}}, "prompt", "valid string or: Input should be a valid list"),

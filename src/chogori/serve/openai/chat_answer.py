@@ -16,6 +16,8 @@ from chogori.chat.completer import (
     ContentDelta,
     Event,
     Finished,
+    Repaired,
+    RepairKind,
     Started,
     TokenLogprob,
     ToolCallBegin,
@@ -24,6 +26,7 @@ from chogori.chat.completer import (
 )
 from chogori.serve.api_errors import api_error_of
 from chogori.serve.openai.errors import error_body
+from chogori.serve.repairs import repairs_comment
 
 Object = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
@@ -43,6 +46,7 @@ class ChatAnswer:
     def __post_init__(self) -> None:
         self._builtin = {tool.name for tool in self.asked.tools if tool.is_builtin}
         self._opened: set[int] = set()
+        self._repairs: list[RepairKind] = []
 
     def whole(self, completion: Completion) -> Object:
         """The answer as one object."""
@@ -58,6 +62,8 @@ class ChatAnswer:
             async for event in events:
                 for chunk in self.chunks(event):
                     yield frame(chunk)
+            if comment := repairs_comment(self._repairs):
+                yield comment
             yield DONE
         except Exception as error:
             yield frame(error_body(api_error_of(error)))
@@ -84,6 +90,8 @@ class ChatAnswer:
             case Usage():
                 if self.include_usage:
                     yield {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_object(event)}
+            case Repaired():
+                self._repairs.append(event.kind)
 
     def _opening(self, choice: int, content: str | None) -> Iterable[Object]:
         """The first chunk of a choice says who speaks. Its content is null where a call comes first, as in OpenAI's."""
@@ -155,13 +163,18 @@ def logprobs_object(logprobs: Iterable[TokenLogprob]) -> Object:
     return {
         "content": [
             {
-                **_logprob(token.text, token.logprob),
+                **_logprob(token.text, _known(token.logprob)),
                 "top_logprobs": [_logprob(text, logprob) for _, text, logprob in token.top],
             }
             for token in logprobs
         ],
         "refusal": None,
     }
+
+
+def _known(logprob: float | None) -> float:
+    assert logprob is not None, "only the first token of an echoed text has no probability"
+    return logprob
 
 
 def _logprob(token: bytes, logprob: float) -> Object:

@@ -115,11 +115,11 @@ class ChatCompletion(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """Log-probabilities of a completion, in lists of equal length."""
+    """Log-probabilities of a completion, in lists of equal length; null for the first token of an echoed prompt."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -30,6 +31,7 @@ class TextAnswer:
 
     def __post_init__(self) -> None:
         self._lengths: dict[int, int] = {}
+        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     def whole(self, completions: Sequence[Completion]) -> Object:
         """The answer as one object."""
@@ -85,22 +87,31 @@ class TextAnswer:
         """Tokens of a text, and the place in the choice's text at which each begins, over all chunks of the choice."""
         if not self.logprobs:
             return None
-        texts = [token_text(token.text) for token in tokens]
         if index not in self._lengths:
-            # What no token of the answer accounts for is the echoed prompt.
+            # What no token accounts for is a prompt that was echoed without its log-probabilities.
             self._lengths[index] = max(0, len(text) - len(token_text(b"".join(token.text for token in tokens))))
+            self._decoders[index] = codecs.getincrementaldecoder("utf-8")("replace")
         offsets: list[int] = []
-        for text in texts:
+        for token in tokens:
             offsets.append(self._lengths[index])
-            self._lengths[index] = offsets[-1] + len(text)
+            # A character of several tokens begins with the first and counts with the last of them.
+            self._lengths[index] += len(self._decoders[index].decode(token.text))
         return {
-            "tokens": texts,
-            "token_logprobs": [max(token.logprob, -9999.0) for token in tokens],
+            "tokens": [token_text(token.text) for token in tokens],
+            "token_logprobs": [_finite(token.logprob) for token in tokens],
             "top_logprobs": [
-                {token_text(text): max(logprob, -9999.0) for _, text, logprob in token.top} for token in tokens
+                None
+                if token.logprob is None
+                else {token_text(text): _finite(logprob) for _, text, logprob in token.top}
+                for token in tokens
             ],
             "text_offset": offsets,
         }
+
+
+def _finite(logprob: float | None) -> float | None:
+    """JSON has no infinity; OpenAI, too, writes -9999 for what cannot occur."""
+    return None if logprob is None else max(logprob, -9999.0)
 
 
 def total(usages: Iterable[Usage]) -> Usage:

@@ -27,10 +27,13 @@ Prompt = (
 class CompletionRequest(SamplingParameters):
     """Texts to continue."""
 
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = Field(
+        None, description="0 continues nothing: with `echo` and `logprobs` the prompt alone is scored."
+    )
     prompt: Prompt = Field(description="A text, token ids, or a list of either.")
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = Field(
-        None, description="How many likeliest tokens to report."
+        None, description="How many likeliest tokens to report; with `echo`, for the prompt's tokens too."
     )
     best_of: Annotated[int, Field(ge=1, le=128), Whole] | None = Field(None, description="Only the same as n.")
     suffix: str | None = Field(None, description="Not supported: K2 continues, it does not fill in.")
@@ -46,7 +49,7 @@ class CompletionRequest(SamplingParameters):
                 field="best_of",
             )
         sampling = self.sampling(
-            max_tokens=self.max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
             default_temperature=1.0,
             logprobs=self.logprobs is not None,
             top_logprobs=self.logprobs or 0,
