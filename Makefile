@@ -4,7 +4,7 @@
 # make bench  the comparisons in benchmarks/, side by side with their peers
 # make docs   the documentation site, into site/
 # make setup  the virtual environment with all development packages
-# make coding-agents  Claude Code, Kimi Code and kimi-cli into .tools/ for the tests: a minute and 800 MB, once
+# make coding-agents  Claude Code, Kimi Code and kimi-cli into .tools/, for their tests: a minute and 800 MB, once
 #
 # Without a terminal `make run` makes one request of the server and ends.
 # Another Python than python3: make PYTHON=python3.12 run
@@ -29,7 +29,7 @@ run: .venv/.installed
 	$(BIN)/chogori sample $(RUN) < /dev/null
 	$(BIN)/chogori serve --model $(RUN) --port $(PORT) $$([ -t 0 ] || echo --once)
 
-test: .venv/.installed-dev coding-agents
+test: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q
 
 check: .venv/.installed-dev
@@ -54,7 +54,7 @@ generate: .venv/.installed-dev
 
 setup: .venv/.installed-dev
 
-# What cannot be had on this machine is named, and its tests are skipped. Without any: make CODING_AGENTS= test
+# What cannot be had on this machine is named; the tests of what is not there are skipped.
 coding-agents:
 	scripts/install-coding-agents
 
