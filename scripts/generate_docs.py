@@ -25,6 +25,7 @@ COMMANDS = (
     ("chogori", "report", "--help"),
     ("chogori", "serve", "--help"),
     ("chogori", "chat", "--help"),
+    ("chogori", "deploy", "--help"),
     ("chogori", "export", "--help"),
     ("chogori", "export", "gguf", "--help"),
     ("chogori", "export", "hf", "--help"),

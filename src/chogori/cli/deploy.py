@@ -134,7 +134,7 @@ def make_deployment(options: DeployArguments) -> Deployment:
     gguf = None if options.gguf is None else str(options.gguf.expanduser().absolute())
     request = Request(
         checkpoint=checkpoint,
-        context=options.context or checkpoint.sizes.max_position_embeddings,
+        context=checkpoint.sizes.max_position_embeddings if options.context is None else options.context,
         concurrency=options.concurrency,
         expert_bits=None if gguf is None else GGUF_BITS,
     )

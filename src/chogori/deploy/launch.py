@@ -48,6 +48,8 @@ class LaunchSettings:
     """How long the engine may take until it answers."""
     stop_timeout_s: float = 60.0
     """How long each process may take to stop before it is killed."""
+    gateway_program: tuple[str, ...] = (sys.executable, "-m", "chogori")
+    """What `chogori` is here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +89,14 @@ def launch(
     text = script(deployment, deployment.title, command)
     write_files([File(name="engine.sh", content=text, executable=True)], settings.folder)
     health = f"http://{LOOPBACK}:{port}{plan.engine.health_path}"
-    with ExitStack() as running, _termination_as_interrupt(), contextlib.suppress(KeyboardInterrupt):
+    with _termination_as_interrupt(), contextlib.suppress(KeyboardInterrupt), ExitStack() as running:
         log = running.enter_context(_open_log(settings.folder / ENGINE_LOG))
-        engine = Supervised("engine", ["bash", str(settings.folder / "engine.sh")], log)
+        engine = Supervised(["bash", str(settings.folder / "engine.sh")], log)
         running.callback(engine.stop, settings.stop_timeout_s)
         _wait_until_ready(engine, health, settings, on_progress)
         on_ready()
         words = gateway_command(f"http://{LOOPBACK}:{port}/v1", deployment.gateway_port, LOOPBACK, deployment.access)
-        gateway = Supervised("gateway", [sys.executable, "-m", *words.words], None)
+        gateway = Supervised([*settings.gateway_program, *words.words[1:]], None)
         running.callback(gateway.stop, settings.stop_timeout_s)
         while gateway.status() is None:
             if engine.status() is not None:
@@ -125,8 +127,7 @@ def check_installed(engine: Engine, command: Command) -> None:
 class Supervised:
     """A process in a session of its own, so that a Ctrl-C in the terminal reaches it through us and in order."""
 
-    def __init__(self, name: str, words: Sequence[str], log: IO[bytes] | None) -> None:
-        self.name = name
+    def __init__(self, words: Sequence[str], log: IO[bytes] | None) -> None:
         self._process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=log and subprocess.STDOUT, start_new_session=True
         )

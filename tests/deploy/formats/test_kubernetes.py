@@ -149,6 +149,7 @@ def test_halves_are_sets_behind_a_router() -> None:
 
 def test_the_file_reads_as_written() -> None:
     (file,) = kubernetes_files(official())
+    assert "&id" not in file.content, "anchors, which people do not read"
     assert file.content.startswith("# kimi-k2 with vllm, TP16.")
     assert "          - |\n            exec vllm serve moonshotai/Kimi-K2-Instruct \\\n" in file.content
 

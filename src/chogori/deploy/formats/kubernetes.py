@@ -65,13 +65,9 @@ def objects(deployment: Deployment) -> list[Object]:
 class _BlockDumper(yaml.SafeDumper):
     """Scripts as blocks of lines, not as one line with escapes."""
 
-    def ignore_aliases(self, data: object) -> bool:
-        """Kubernetes' readers take anchors, people do not."""
-        return True
 
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+def _represent_text(_dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
 _BlockDumper.add_representer(str, _represent_text)
@@ -148,11 +144,12 @@ def _engine_pod(deployment: Deployment, group: NodeGroup, place: Place) -> Objec
 
 def _probes(path: str, port: int) -> Object:
     """The start may take as long as the weights take to load; afterwards the answer must come."""
-    request: Object = {"httpGet": {"path": path, "port": port}, "periodSeconds": PROBE_PERIOD_S}
-    return {
-        "startupProbe": {**request, "failureThreshold": READINESS_LIMIT_S // PROBE_PERIOD_S},
-        "readinessProbe": request,
-    }
+    start = {**_request(path, port), "failureThreshold": READINESS_LIMIT_S // PROBE_PERIOD_S}
+    return {"startupProbe": start, "readinessProbe": _request(path, port)}
+
+
+def _request(path: str, port: int) -> Object:
+    return {"httpGet": {"path": path, "port": port}, "periodSeconds": PROBE_PERIOD_S}
 
 
 def _gateway(deployment: Deployment, name: str, command: Command) -> Object:
