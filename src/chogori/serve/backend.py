@@ -17,8 +17,8 @@ class ModelCard:
     created: int
     """Unix time in seconds."""
     owned_by: str
-    context_length: int
-    """Most tokens of prompt and answer together."""
+    context_length: int | None
+    """Most tokens of prompt and answer together; None where nobody says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

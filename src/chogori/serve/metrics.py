@@ -15,6 +15,8 @@ from chogori.chat.completer import (
     ContentDelta,
     Event,
     Finished,
+    Repaired,
+    RepairKind,
     Started,
     TextRequest,
     ToolCallBegin,
@@ -59,6 +61,7 @@ class Metrics:
         self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts found in the cache", "api")
         self._completion_tokens = self._counter("completion_tokens", "Tokens produced", "api")
         self._tool_calls = self._counter("tool_calls", "Tool calls, checked against the declared schema", "validity")
+        self._repairs = self._counter("repairs", "Tool calls of the backend that were put right", "kind")
         self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token")
         self._token_gap = self._histogram("time_per_output_token_seconds", "Mean time between tokens of an answer")
         self._whole = self._histogram("answer_seconds", "From request to the last token")
@@ -108,6 +111,8 @@ class Metrics:
         self._num_cached_tokens += measured.cached_tokens
         for validity in measured.tool_call_validities():
             self._tool_calls.labels(validity).inc()
+        for kind in measured.repairs:
+            self._repairs.labels(kind).inc()
         if measured.first_token_s is not None:
             self._first_token.labels(api).observe(measured.first_token_s)
         if measured.token_gap_s is not None:
@@ -127,6 +132,7 @@ class Measurement:
         self._last: float | None = None
         self._calls: dict[tuple[int, int], tuple[str, list[str]]] = {}
         self._finished: dict[int, Finished] = {}
+        self.repairs: list[RepairKind] = []
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.completion_tokens = 0
@@ -151,6 +157,8 @@ class Measurement:
                 self.prompt_tokens, self.cached_tokens = event.prompt_tokens, event.cached_tokens
                 self.completion_tokens = event.completion_tokens
                 self.whole_s = self._clock() - self._began
+            case Repaired():
+                self.repairs.append(event.kind)
 
     def _token(self) -> None:
         self._last = self._clock()

@@ -20,6 +20,8 @@ from chogori.chat.completer import (
     Event,
     Finished,
     FinishReason,
+    Repaired,
+    RepairKind,
     Started,
     ToolCallBegin,
     ToolCallDelta,
@@ -27,6 +29,7 @@ from chogori.chat.completer import (
 )
 from chogori.errors import BackendError
 from chogori.serve.anthropic.errors import anthropic_error_of, error_body
+from chogori.serve.repairs import repairs_comment
 
 Object = dict[str, Any]
 _STOP_REASONS: dict[FinishReason, str] = {
@@ -65,12 +68,16 @@ class MessageAnswer:
         self._has_calls = False
         self._finished: Finished | None = None
         self._is_whole = False
+        self.repairs: list[RepairKind] = []
+        """What was put right on the way so far."""
 
     async def frames(self, events: AsyncIterator[Event]) -> AsyncGenerator[bytes]:
         """The answer as server-sent events; an error on the way is the last of them."""
         try:
             async for event in events:
                 for wire_event in self.wire_events(event):
+                    if wire_event["type"] == "message_stop" and (comment := repairs_comment(self.repairs)):
+                        yield comment
                     yield _frame(wire_event)
             self._require_whole()
         except Exception as error:
@@ -136,6 +143,8 @@ class MessageAnswer:
                 yield self._message_delta(event)
                 self._is_whole = True
                 yield {"type": "message_stop"}
+            case Repaired():
+                self.repairs.append(event.kind)
 
     def _text(self, text: str) -> Iterator[Object]:
         """Text, in an open block or a new one.

@@ -21,6 +21,7 @@ from chogori.serve.connection import EventStream, while_connected
 from chogori.serve.envelope import request_id
 from chogori.serve.lifecycle import Lifecycle
 from chogori.serve.openai.parameters import require_json
+from chogori.serve.repairs import begun, repair_headers
 from chogori.serve.settings import ServeSettings
 
 API = "anthropic_messages"
@@ -53,9 +54,11 @@ async def create_message(request: Request, body: Annotated[MessageRequest, Body(
         marked_tokens=await _count(request, marked) if marked is not None else 0,
     )
     if body.stream:
-        events = await open_answer(request, asked, api=API)
-        return EventStream(answer.frames(events), events, headers=headers)
-    return JSONResponse(await while_connected(request, _whole(request, asked, answer)), headers=headers)
+        source = await open_answer(request, asked, api=API)
+        opened = await begun(source)
+        return EventStream(answer.frames(opened.events), source, headers=headers | opened.headers)
+    message = await while_connected(request, _whole(request, asked, answer))
+    return JSONResponse(message, headers=headers | repair_headers(answer.repairs))
 
 
 @router.post("/messages/count_tokens", responses=ANSWER_ERRORS)

@@ -84,7 +84,7 @@ class ModelInfo(BaseModel):
     display_name: str
     created_at: datetime
     lifecycle: Literal["active"] = "active"
-    max_input_tokens: int
+    max_input_tokens: int | None
 
 
 class ModelPage(BaseModel):

@@ -19,6 +19,7 @@ from chogori.serve.openai.chat_answer import ChatAnswer
 from chogori.serve.openai.chat_request import ChatCompletionRequest, Messages, Tools, read_messages, read_tools
 from chogori.serve.openai.parameters import require_json
 from chogori.serve.openai.response_models import ANSWER_ERRORS, ChatCompletion, TokenEstimate
+from chogori.serve.repairs import begun, repair_headers
 from chogori.serve.settings import ServeSettings
 
 API = "openai_chat"
@@ -52,9 +53,11 @@ async def create_chat_completion(request: Request, body: Annotated[ChatCompletio
         include_usage=body.include_usage,
     )
     if body.stream:
-        events = await open_answer(request, asked, api=API)
-        return EventStream(answer.frames(events), events, headers=headers)
-    return JSONResponse(answer.whole(await whole_answer(request, asked, api=API)), headers=headers)
+        source = await open_answer(request, asked, api=API)
+        opened = await begun(source)
+        return EventStream(answer.frames(opened.events), source, headers=headers | opened.headers)
+    completion = await whole_answer(request, asked, api=API)
+    return JSONResponse(answer.whole(completion), headers=headers | repair_headers(completion.repairs))
 
 
 class TokenEstimateRequest(BaseModel):

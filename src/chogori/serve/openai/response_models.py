@@ -163,7 +163,8 @@ class ModelObject(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    context_length: int
+    context_length: int | None
+    """Tokens of prompt and answer together; null where nobody says."""
 
 
 class ModelList(BaseModel):

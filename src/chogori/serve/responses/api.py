@@ -16,6 +16,7 @@ from chogori.serve.connection import EventStream, while_connected
 from chogori.serve.envelope import request_id
 from chogori.serve.openai.parameters import require_json
 from chogori.serve.openai.response_models import ANSWER_ERRORS
+from chogori.serve.repairs import begun, repair_headers
 from chogori.serve.responses.output_items import Object
 from chogori.serve.responses.response_answer import ResponseAnswer
 from chogori.serve.responses.response_models import ResponseObject
@@ -55,9 +56,11 @@ async def create_response(request: Request, body: Annotated[ResponseRequest, Bod
     answer = ResponseAnswer(parameters=body.echo(asked))
     with _fields_as_named_here():
         if body.stream:
-            events = await open_answer(request, asked, api=API)
-            return EventStream(answer.frames(events), events, headers=headers)
-        return JSONResponse(await while_connected(request, _whole(request, asked, answer)), headers=headers)
+            source = await open_answer(request, asked, api=API)
+            opened = await begun(source)
+            return EventStream(answer.frames(opened.events), source, headers=headers | opened.headers)
+        response = await while_connected(request, _whole(request, asked, answer))
+        return JSONResponse(response, headers=headers | repair_headers(answer.repairs))
 
 
 async def _whole(request: Request, asked: ChatRequest, answer: ResponseAnswer) -> Object:

@@ -14,6 +14,8 @@ from chogori.chat.completer import (
     Event,
     Finished,
     FinishReason,
+    Repaired,
+    RepairKind,
     Started,
     ToolCallBegin,
     ToolCallDelta,
@@ -21,6 +23,7 @@ from chogori.chat.completer import (
 )
 from chogori.errors import BackendError
 from chogori.serve.api_errors import ApiError, api_error_of
+from chogori.serve.repairs import repairs_comment
 from chogori.serve.responses.output_items import Object, OutputCall, OutputMessage
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -42,6 +45,8 @@ class ResponseAnswer:
         self._reason: FinishReason | None = None
         self._usage: Usage | None = None
         self._num_events = 0
+        self.repairs: list[RepairKind] = []
+        """What was put right on the way so far."""
 
     async def whole(self, events: AsyncIterator[Event]) -> Object:
         """The response as one object. Raises what the events raise."""
@@ -62,6 +67,8 @@ class ResponseAnswer:
             last = self._frame({"type": f"response.{status}", "response": self._response(status)})
         except Exception as error:
             last = self._frame({"type": "response.failed", "response": self._failed(api_error_of(error))})
+        if comment := repairs_comment(self.repairs):
+            yield comment
         yield last
 
     def _read(self, event: Event) -> Iterator[Object]:
@@ -87,6 +94,8 @@ class ResponseAnswer:
                 yield from self._end(was_cut=event.reason in _INCOMPLETE)
             case Usage():
                 self._usage = event
+            case Repaired():
+                self.repairs.append(event.kind)
 
     def _next_index(self) -> int:
         return len(self._done) + (self._open is not None)
