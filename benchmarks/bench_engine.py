@@ -1,11 +1,14 @@
-"""The engine against transformers' `generate`, and against llama.cpp where it is at hand: the same weights, one thread.
+"""The engine against transformers' `generate`, and llama.cpp and vLLM where they are at hand: same weights, one thread.
 
-    python benchmarks/bench_engine.py [--rounds 5] [--llama-python PYTHON]
+    python benchmarks/bench_engine.py [--rounds 5] [--llama-python PYTHON] [--vllm-python PYTHON [--vllm-preload FILES]]
 
 About 50 M parameters in DeepSeek-V3's shape, random weights, greedy tokens. First all are checked to produce the same
 tokens in float32; then they take turns in bfloat16. Further: how much sooner the first token comes when a prefix of
-1,000 tokens is shared, and how evenly 64 streams advance. llama.cpp runs in its own process, by an interpreter that has
-llama-cpp-python (`--llama-python`); it reads the weights that `chogori export gguf` writes.
+1,000 tokens is shared, and how evenly 64 streams advance. llama.cpp and vLLM run in processes of their own, by an
+interpreter that has llama-cpp-python (`--llama-python`) or vLLM's CPU build (`--vllm-python`). llama.cpp reads the
+weights that `chogori export gguf` writes. vLLM runs as it does by default, with its kernels for latent attention, and
+with `VLLM_MLA_DISABLE=1`, where every head keeps its own keys and values; it recommends to preload OpenMP and tcmalloc
+(`--vllm-preload`, as in `LD_PRELOAD`).
 """
 
 from __future__ import annotations
@@ -13,16 +16,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,13 +41,16 @@ from chogori.engine.engine import Engine
 from chogori.engine.forward import ServedModel
 from chogori.engine.vocabulary import Mask
 from chogori.model import K2Model
-from chogori.model.gguf_export import GgufType, save_gguf
+from chogori.model.gguf_export import save_gguf
 
 CONFIG = ENGINE.replace(vocab_size=320, max_position_embeddings=2048)
 NEW_TOKENS = 64
 LOADS = ((1, 100), (16, 100), (16, 400))
 """Requests at once, and tokens of each prompt."""
-BARS = {(1, 100): {"transformers": 2.5}, (16, 100): {"transformers": 5.0, "llama.cpp": 1.3}}
+BARS = {(1, 100): {"transformers": 2.5}, (16, 100): {"transformers": 5.0, "llama.cpp": 1.3, "vLLM": 0.8}}
+VLLM_FORMS = {"vLLM": "0", "vLLM, MLA disabled": "1"}
+"""Names of contenders, and what they set VLLM_MLA_DISABLE to."""
+Dtype = Literal["float32", "bfloat16"]
 Prompts = Sequence[Sequence[int]]
 Tokens = list[list[int]]
 
@@ -111,25 +118,58 @@ def transformers_generate(folder: str, dtype: torch.dtype) -> Callable[[Prompts]
     return generate
 
 
-class LlamaCpp:
-    """llama.cpp in a process of its own; see llama_cpp_worker.py."""
+class Worker:
+    """A contender in a process of its own: llama_cpp_worker.py or vllm_worker.py."""
 
-    def __init__(self, python: str, gguf: Path) -> None:
-        worker = Path(__file__).with_name("llama_cpp_worker.py")
-        command = [python, str(worker), str(gguf), str(NEW_TOKENS)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, python: str, script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        self._name = script
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).with_name(script)), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
 
     def __call__(self, prompts: Prompts) -> Tokens:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([list(prompt) for prompt in prompts]) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._name} ended without an answer: exit status {self._process.wait(timeout=60)}")
+        return json.loads(answer)
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+
+
+def start_workers(arguments: argparse.Namespace, model: K2Model, folder: str, dtype: Dtype) -> dict[str, Worker]:
+    """Those contenders for which an interpreter was given; `folder` holds the weights of `model`."""
+    workers: dict[str, Worker] = {}
+    if arguments.llama_python:
+        gguf = export_gguf(model, folder, dtype)
+        workers["llama.cpp"] = Worker(arguments.llama_python, "llama_cpp_worker.py", str(gguf), str(NEW_TOKENS))
+    if arguments.vllm_python:
+        # In one process: vLLM's usual three pass messages by polling, which would cost the others' turns a third of a
+        # core. Chosen for it before it starts, since OpenMP reads its settings when it is loaded.
+        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        if arguments.vllm_preload:
+            environment["LD_PRELOAD"] = arguments.vllm_preload
+        for name, disabled in VLLM_FORMS.items():
+            workers[name] = Worker(
+                arguments.vllm_python,
+                "vllm_worker.py",
+                folder,
+                dtype,
+                str(NEW_TOKENS),
+                environment={**environment, "VLLM_MLA_DISABLE": disabled},
+            )
+    return workers
 
 
 def random_prompts(count: int, length: int, generator: torch.Generator) -> Prompts:
@@ -169,21 +209,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--llama-python", help="an interpreter that can import llama_cpp")
+    parser.add_argument("--vllm-python", help="an interpreter that can import vllm, built for processors")
+    parser.add_argument("--vllm-preload", metavar="FILES", help="libraries that vLLM starts with, separated by colons")
     arguments = parser.parse_args()
+    if arguments.vllm_preload and not arguments.vllm_python:
+        parser.error("--vllm-preload needs --vllm-python")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         model = scattered_model(CONFIG)
         model.save_pretrained(folder)
-        check_tokens(model, folder, arguments.llama_python, generator)
+        check_tokens(model, folder, start_workers(arguments, model, folder, "float32"), generator)
         model.compute_dtype = torch.bfloat16
+        workers = start_workers(arguments, model, folder, "bfloat16")
         contenders: dict[str, Callable[[Prompts], Tokens]] = {
             "chogori": Ours(model),
             "transformers": transformers_generate(folder, torch.bfloat16),
+            **workers,
         }
-        if arguments.llama_python:
-            contenders["llama.cpp"] = LlamaCpp(arguments.llama_python, export_gguf(model, folder, "bf16"))
         rows: list[dict[str, object]] = []
         for load in LOADS:
             comparison = compare(contenders, load, arguments.rounds, generator)
@@ -192,9 +236,8 @@ def main() -> None:
                     print(f"{load[0]} × ({load[1]} → {NEW_TOKENS}): {bar_line(comparison, 'chogori', name, wanted)}")
             prefix = f"{load[0]} × ({load[1]} → {NEW_TOKENS} tokens): "
             rows += [{**row, "name": f"{prefix}{row['name']}"} for row in comparison.rows("chogori")]
-        for contender in contenders.values():
-            if isinstance(contender, LlamaCpp):
-                contender.close()
+        for worker in workers.values():
+            worker.close()
     warm_s, cold_s = speed_of_the_first_token(Ours(model, reuse_prefixes=True), generator, max(arguments.rounds, 5))
     rate, pause_s, longest_s = evenness_of_streams(Ours(model), generator)
     note = (
@@ -203,6 +246,11 @@ def main() -> None:
         f"{1000 * pause_s:.0f} ms between two tokens of a stream, {1000 * longest_s:.0f} ms at most. All produce the "
         "same tokens in float32; measured in bfloat16."
     )
+    if arguments.vllm_python:
+        note += (
+            " vLLM through its `LLM` class, without a server and without prefix caching; MLA disabled means that every "
+            "head keeps its own keys and values."
+        )
     print_rows(rows, "tokens/s")
     print(note)
     write_results(
@@ -229,33 +277,36 @@ def compare(
         if turn:
             comparison.add_turn(
                 {
-                    name: (load[0] * NEW_TOKENS / sample.elapsed_s, 0.0 if name == "llama.cpp" else sample.others_share)
+                    name: (
+                        load[0] * NEW_TOKENS / sample.elapsed_s,
+                        0.0 if isinstance(contenders[name], Worker) else sample.others_share,
+                    )
                     for name, sample in samples.items()
                 }
             )
     return comparison
 
 
-def check_tokens(model: K2Model, folder: str, llama_python: str | None, generator: torch.Generator) -> None:
-    """Raise SystemExit unless all produce the same greedy tokens from float32 weights."""
+def check_tokens(model: K2Model, folder: str, workers: Mapping[str, Worker], generator: torch.Generator) -> None:
+    """Close `workers`; raise SystemExit unless all produce the same greedy tokens from float32 weights."""
     prompts = random_prompts(4, 50, generator)
     ours = Ours(model)
     results = {"chogori": ours(prompts), "transformers": transformers_generate(folder, torch.float32)(prompts)}
     ours.engine.stop()
-    if llama_python:
-        llama = LlamaCpp(llama_python, export_gguf(model, folder, "f32"))
-        results["llama.cpp"] = llama(prompts)
-        llama.close()
+    for name, worker in workers.items():
+        results[name] = worker(prompts)
+        worker.close()
     for name, tokens in results.items():
         if tokens != results["chogori"]:
             raise SystemExit(f"{name} produces other tokens from the same weights; the comparison means nothing")
 
 
-def export_gguf(model: K2Model, folder: str, dtype: GgufType) -> Path:
+def export_gguf(model: K2Model, folder: str, dtype: Dtype) -> Path:
     """The weights as llama.cpp reads them, with a vocabulary that nobody reads."""
-    path = Path(folder) / f"{dtype}.gguf"
+    short = "f32" if dtype == "float32" else "bf16"
+    path = Path(folder) / f"{short}.gguf"
     tokenizer = Tokenizer.train(SAMPLES.values(), vocab_size=CONFIG.vocab_size)
-    save_gguf(model, path, vocabulary=gguf_vocabulary(tokenizer), name="engine", dtype=dtype)
+    save_gguf(model, path, vocabulary=gguf_vocabulary(tokenizer), name="engine", dtype=short)
     return path
 
 
