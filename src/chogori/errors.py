@@ -16,6 +16,7 @@ ChogoriError
     │   ├── MessageError       a message or tool that cannot be read
     │   └── ContextLengthError it does not fit the model's context
     ├── OverloadedError    too many requests are waiting
+    ├── PinLimitError      prefixes that are kept on purpose fill their share of the cache
     ├── BackendError       what answers failed, or answered what cannot be understood
     └── BackendTimeoutError  it did not answer in time
 """
@@ -91,6 +92,10 @@ class OverloadedError(CompleterError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class PinLimitError(CompleterError):
+    """A prefix that cannot be kept: those that are kept on purpose already fill their share of the cache."""
 
 
 class BackendError(CompleterError):

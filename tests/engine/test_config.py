@@ -11,6 +11,7 @@ from chogori.errors import ConfigError
         ({"step_tokens": 0}, "engine.step_tokens is 0; expected at least 1"),
         ({"cache_tokens": 40}, "engine.cache_tokens is 40; expected a multiple of engine.block_tokens = 16"),
         ({"prefill_chunk_tokens": 40}, "prefill_chunk_tokens is 40; expected a multiple of engine.block_tokens = 16"),
+        ({"pinned_share": 1.0}, "engine.pinned_share is 1.0; expected at least 0 and less than 1"),
         ({"num_threads": 0}, "engine.num_threads is 0; expected at least 1, or None"),
     ],
 )

@@ -123,6 +123,21 @@ class CacheMachine(RuleBasedStateMachine):
         self.table[prefix] = Known(block=holder.own.pop(0), exact=exact, holders=1)
         holder.path.append(node)
 
+    @rule(holder=holders)
+    def supersede(self, holder: Holder) -> None:
+        """A block that an answer has read replaces one that was produced and that it alone holds."""
+        if holder not in self.live or not holder.own:
+            return
+        for i, node in enumerate(holder.path):
+            prefix = holder.tokens[: (i + 1) * BLOCK]
+            if node.exact or node.holders > 1:
+                continue
+            self.cache.supersede(node, holder.own[0])
+            known = self.table[prefix]
+            known.block = holder.own.pop(0)
+            known.exact = i == 0 or self.table[prefix[: i * BLOCK]].exact
+            return
+
     @rule(holder=consumes(holders))
     def leave(self, holder: Holder) -> None:
         """An answer ends."""

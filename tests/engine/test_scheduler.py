@@ -17,6 +17,7 @@ from chogori.engine.sampling import TokenSampler
 from chogori.engine.scheduler import Scheduler
 from chogori.engine.step_batch import SPAN_TOKENS
 from chogori.engine.vocabulary import Vocabulary
+from chogori.errors import CompleterError, OverloadedError, PinLimitError
 
 BLOCK = 4
 
@@ -29,9 +30,12 @@ class World:
         self.config = EngineConfig(block_tokens=BLOCK, cache_tokens=blocks * BLOCK, **settings)
         self.cache = PrefixCache(blocks + 1, BLOCK)
         self.scheduler = Scheduler(self.config, self.cache)
+        self.refused: dict[int, CompleterError] = {}
         self._rules = FreeText(vocabulary)
 
-    def answer(self, prompt: Sequence[int], max_tokens: int = 4, *, seed: int | None = None) -> Answer:
+    def answer(
+        self, prompt: Sequence[int], max_tokens: int = 4, *, seed: int | None = None, stays: bool = False
+    ) -> Answer:
         """An answer that waits."""
         sampling = Sampling(seed=seed)
         answer = Answer(
@@ -41,14 +45,20 @@ class World:
             sampler=TokenSampler(sampling, prompt, choice=0, num_rows=8),
             max_tokens=max_tokens,
             sink=lambda output: None,
+            stays=stays,
         )
         self.scheduler.waiting.append(answer)
         return answer
 
+    def pin(self, prompt: Sequence[int]) -> Answer:
+        """A prefix that waits to be pinned."""
+        return self.answer(prompt, 0, seed=0, stays=True)
+
     def step(self) -> tuple[list[Answer], list[Answer]]:
         """Admit, lay out a step, take its tokens: those who produced, and those who read."""
         scheduler = self.scheduler
-        scheduler.admit()
+        for answer, reason in scheduler.admit():
+            self.refused[id(answer)] = reason
         producers, readers, rows, pieces = scheduler.next_step()
         assert [row.token for row in rows] == [answer.tokens[-1] for answer in producers]
         for answer, row in zip(producers, rows, strict=True):
@@ -59,9 +69,12 @@ class World:
             assert list(piece.tokens) == answer.prompt[piece.start : piece.start + len(piece.tokens)]
             scheduler.advance(answer, len(piece.tokens), exact=True)
             assert piece.wants_logits == (not answer.reads_prompt)
-            if piece.wants_logits:
+            if piece.wants_logits and answer.stays:
+                scheduler.pin(answer)
+            elif piece.wants_logits:
                 scheduler.start_producing(answer)
-        for answer in [*producers, *(answer for answer in readers if not answer.reads_prompt)]:
+        begun = [answer for answer in readers if not (answer.reads_prompt or answer.stays)]
+        for answer in [*producers, *begun]:
             answer.tokens.append(len(answer.tokens))
             if not answer.room:
                 scheduler.remove(answer)
@@ -71,7 +84,8 @@ class World:
     def check(self) -> None:
         """Nobody's blocks are another's, and what runs and what is available make up the cache."""
         held: dict[int, set[int]] = {}
-        for answer in [*self.scheduler.reading, *self.scheduler.producing]:
+        holders = [*self.scheduler.reading, *self.scheduler.producing, *self.scheduler.pinned]
+        for answer in holders:
             assert len(answer.blocks) == self.scheduler.num_blocks(answer)
             assert [node.block for node in answer.path] == answer.blocks[: len(answer.path)]
             own = answer.blocks[len(answer.path) :]
@@ -79,7 +93,9 @@ class World:
             for block in own:
                 assert block not in held, "a block that is nobody else's has two owners"
                 held[block] = {id(answer)}
-        shared = {node.block for answer in [*self.scheduler.reading, *self.scheduler.producing] for node in answer.path}
+        shared = {node.block for answer in holders for node in answer.path}
+        assert self.scheduler.num_pinned == len({b for answer in self.scheduler.pinned for b in answer.blocks})
+        assert len(self.scheduler.pinned_blocks) <= int(self.config.pinned_share * self.cache.num_blocks)
         assert not shared & set(held)
         assert len(shared) + len(held) + self.cache.num_available == self.cache.num_blocks
         assert 0 not in shared | set(held)
@@ -253,4 +269,97 @@ def test_of_two_equal_prompts_read_at_once_one_is_kept(vocabulary: Vocabulary) -
     world.run_out()
     assert [answer.cached_tokens for answer in answers] == [0, 0]
     assert world.cache.num_cached == 6
+    assert world.cache.num_available == world.cache.num_blocks
+
+
+def test_a_pinned_prefix_outlives_everything_until_it_is_let_go(vocabulary: Vocabulary) -> None:
+    world = World(vocabulary, blocks=8)
+    pin = world.pin(range(12))
+    world.run_out()
+    for i in range(20):  # fills the cache several times over
+        world.answer(range(100 * i + 100, 100 * i + 116), max_tokens=2)
+        world.run_out()
+    hit = world.answer([*range(12), 99], max_tokens=2)
+    world.run_out()
+    assert hit.cached_tokens == 12
+    assert world.cache.num_available == 5
+    world.scheduler.remove(pin)
+    world.check()
+    assert world.cache.num_available == 8
+
+
+def test_seeded_answers_find_a_pinned_prefix_that_others_had_produced(vocabulary: Vocabulary) -> None:
+    """Were its blocks left as they were produced, what a seed gives would depend on them."""
+    world = World(vocabulary)
+    spoken = world.answer(range(8), max_tokens=9)
+    world.run_out()
+    whole = [*range(8), *spoken.tokens[:8]]
+    assert [node.exact for node in world.cache.match(whole)] == [True, True, False, False]
+    world.pin(whole)
+    world.run_out()
+    assert [node.exact for node in world.cache.match(whole)] == [True] * 4
+    hit = world.answer([*whole, 99], max_tokens=1, seed=5)
+    world.run_out()
+    assert hit.cached_tokens == 16
+
+
+def test_pins_have_their_share_and_the_same_prefix_counts_once(vocabulary: Vocabulary) -> None:
+    world = World(vocabulary, blocks=8, pinned_share=0.5)
+    pins: list[Answer] = []
+    for prompt in (range(12), range(12), [*range(12), *range(50, 54)]):
+        pins.append(world.pin(prompt))
+        world.run_out()
+    assert not world.refused
+    assert world.scheduler.num_pinned == 4
+    fourth = world.pin(range(200, 204))
+    world.run_out()
+    reason = world.refused[id(fourth)]
+    assert isinstance(reason, PinLimitError)
+    assert str(reason) == (
+        "4 more tokens are to be pinned, beside 16; expected at most 16 in all "
+        "(engine.pinned_share of engine.cache_tokens)"
+    )
+    world.scheduler.remove(pins.pop())
+    for gone in pins:
+        assert len(world.cache.match(range(12))) == 3
+        assert world.scheduler.num_pinned == 3
+        world.scheduler.remove(gone)
+    assert world.scheduler.num_pinned == 0
+
+
+def test_an_answer_that_pins_leave_no_room_for_is_refused_and_those_behind_it_go_on(vocabulary: Vocabulary) -> None:
+    world = World(vocabulary, blocks=8)
+    world.pin(range(16))
+    world.run_out()
+    too_long, short = world.answer(range(100, 112), max_tokens=9), world.answer(range(200, 204))
+    shares = world.answer([*range(16), *range(100, 112)], max_tokens=5)
+    world.run_out()
+    assert isinstance(world.refused[id(too_long)], OverloadedError)
+    assert str(world.refused[id(too_long)]).startswith("the answer needs room for 20 tokens of the cache")
+    assert not short.room
+    assert not shares.room, "who shares the pinned prefix needs no room for it"
+
+
+@given(data=st.data())
+def test_pins_and_answers_come_and_go_in_any_order_and_nobody_waits_for_ever(
+    vocabulary: Vocabulary, data: st.DataObject
+) -> None:
+    world = World(vocabulary, blocks=12, max_running=3, pinned_share=data.draw(st.sampled_from([0.0, 0.4, 0.9])))
+    pins: list[Answer] = []
+    for _ in range(data.draw(st.integers(1, 30))):
+        prompt = [data.draw(st.integers(0, 1))] * data.draw(st.integers(1, 30))
+        if data.draw(st.booleans()):
+            pins.append(world.pin(prompt[: len(prompt) // BLOCK * BLOCK] or [3] * BLOCK))
+        else:
+            most = 48 - len(prompt) + 1
+            world.answer(prompt, data.draw(st.integers(1, most)), seed=data.draw(st.sampled_from([None, 0])))
+        gone = [*world.scheduler.everyone(), *world.scheduler.pinned]
+        if data.draw(st.integers(0, 3)) == 0:
+            world.scheduler.remove(data.draw(st.sampled_from(gone)))
+            world.check()
+        world.step()
+    world.run_out()
+    for pin in list(world.scheduler.pinned):
+        assert len(world.cache.match(pin.prompt)) * BLOCK == len(pin.prompt)
+        world.scheduler.remove(pin)
     assert world.cache.num_available == world.cache.num_blocks

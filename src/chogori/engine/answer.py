@@ -64,6 +64,8 @@ class Answer:
     sink: Sink
     scores_prompt: bool = False
     """Whether the likelihoods of the prompt's tokens are wanted: all are read then, whatever is in the cache."""
+    stays: bool = False
+    """Whether it is a pinned prefix: it produces nothing, and holds the blocks of its prompt until it is cancelled."""
     cancelled: bool = False
     """Set by whoever no longer wants the answer."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass
 
 from chogori.chat.completer import (
     ChatRequest,
@@ -12,6 +13,7 @@ from chogori.chat.completer import (
     Event,
     Finished,
     FinishReason,
+    Sampling,
     Started,
     TextRequest,
     TokenLogprob,
@@ -31,7 +33,7 @@ from chogori.engine.constraints import Constraint, Constraints
 from chogori.engine.engine import Engine
 from chogori.engine.sampling import Likelihood
 from chogori.engine.vocabulary import Vocabulary
-from chogori.errors import BackendError, RequestError
+from chogori.errors import BackendError, CompleterError, RequestError
 
 
 class EngineCompleter:
@@ -97,9 +99,37 @@ class EngineCompleter:
             for answer in answers:
                 self.engine.cancel(answer)
 
-    def _prompt(self, request: ChatRequest) -> list[int]:
+    async def pin(self, request: ChatRequest) -> PinnedPrompt:
+        """Read the beginning of later conversations, beside other answers, and keep it until it is released.
+
+        The request's sampling has no effect. Raises PinLimitError where pinned prefixes already fill their share of the
+        cache, RequestError where prefixes are not reused at all, and what `Engine.submit` raises.
+        """
+        if not self.engine.config.reuse_prefixes:
+            raise RequestError("the engine reuses no prefixes (engine.reuse_prefixes), so none can be kept")
+        prompt = await asyncio.to_thread(self._prompt, request, is_answered=False)
+        # Only whole blocks are shared.
+        whole = prompt[: len(prompt) // self.engine.config.block_tokens * self.engine.config.block_tokens]
+        if not whole:
+            return PinnedPrompt(num_tokens=len(prompt), answer=None, engine=self.engine)
+        outputs: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
+        # With a seed only what was read counts as read already: seeded and other answers find all of it then.
+        only_read = Sampling(max_tokens=0, seed=0)
+        answer = self.engine.submit(
+            whole, only_read, self._constraints.of_text(ignore_end=False), _sink(outputs, 0), stays=True
+        )
+        try:
+            _, output = await outputs.get()
+        except asyncio.CancelledError:
+            self.engine.cancel(answer)
+            raise
+        if isinstance(output, Ended):
+            _raise_failure(output)
+        return PinnedPrompt(num_tokens=len(prompt), answer=answer, engine=self.engine)
+
+    def _prompt(self, request: ChatRequest, *, is_answered: bool = True) -> list[int]:
         tools = () if request.tool_choice == "none" else request.tools
-        return render(request.messages, tools, tokenizer=self.tokenizer, add_generation_prompt=True).ids
+        return render(request.messages, tools, tokenizer=self.tokenizer, add_generation_prompt=is_answered).ids
 
     def _prepare(self, request: ChatRequest | TextRequest) -> tuple[list[int], list[Constraint]]:
         """The prompt, and one constraint for each choice."""
@@ -140,6 +170,22 @@ class EngineCompleter:
         return _ChatText(self._vocabulary, stops, choice)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PinnedPrompt:
+    """The beginning of conversations, kept in the cache until `release`."""
+
+    num_tokens: int
+    """Of the whole beginning; those of its last, partial block are read again by each conversation."""
+    answer: Answer | None
+    """What holds the blocks; None where the beginning is shorter than one."""
+    engine: Engine
+
+    def release(self) -> None:
+        """Free the blocks before the engine's next step. Safe from any thread, and more than once."""
+        if self.answer is not None:
+            self.engine.cancel(self.answer)
+
+
 class _ChoiceText:
     """The events of one choice, from its tokens."""
 
@@ -169,10 +215,7 @@ class _ChoiceText:
         """The last events. Raises BackendError when the engine failed or was stopped."""
         if self.finished:
             return
-        if ended.error is not None:
-            raise BackendError(f"the engine failed: {ended.error}") from ended.error
-        if ended.reason == "cancelled":
-            raise BackendError("the engine was stopped")
+        _raise_failure(ended)
         self.num_tokens = ended.num_tokens
         if ended.end is not None and self._reports_end:
             self._logprobs.append(_token_logprob(self._tokenizer, ended.end.token, ended.end.likelihood))
@@ -267,6 +310,16 @@ def _token_logprob(tokenizer: Tokenizer, token: int, likelihood: Likelihood | No
         if other < tokenizer.vocab_size
     )
     return TokenLogprob(token_id=token, text=text, logprob=likelihood.logprob, top=top)
+
+
+def _raise_failure(ended: Ended) -> None:
+    """Raise what ended an answer before its time, if something did."""
+    if isinstance(ended.error, CompleterError):
+        raise ended.error
+    if ended.error is not None:
+        raise BackendError(f"the engine failed: {ended.error}") from ended.error
+    if ended.reason == "cancelled":
+        raise BackendError("the engine was stopped")
 
 
 def _sink(outputs: asyncio.Queue[tuple[int, Output]], choice: int) -> Sink:

@@ -28,6 +28,9 @@ class EngineConfig:
     """Prompt tokens read in one step beside the running answers, at most, but always one piece."""
     default_max_tokens: int = 2_048
     """Most tokens of an answer that names none; at most what the context has room for."""
+    pinned_share: float = 0.5
+    """Largest share of the cache that pinned prefixes (context caching) may hold. They are never evicted, so answers
+    that are longer than what they leave are refused."""
     reuse_prefixes: bool = True
     """Whether the latents of earlier requests are reused where a prompt begins alike."""
     num_threads: int | None = None
@@ -53,5 +56,7 @@ class EngineConfig:
                 f"engine.cache_tokens is {self.cache_tokens}; expected a multiple of engine.block_tokens = "
                 f"{self.block_tokens}"
             )
+        if not 0 <= self.pinned_share < 1:
+            raise ConfigError(f"engine.pinned_share is {self.pinned_share}; expected at least 0 and less than 1")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"engine.num_threads is {self.num_threads}; expected at least 1, or None")

@@ -33,7 +33,9 @@ class EngineState:
     running: int
     waiting: int
     cache_tokens_used: int
-    """In blocks that answers hold."""
+    """In blocks that answers or pinned prefixes hold."""
+    cache_tokens_pinned: int
+    """In blocks of pinned prefixes."""
     cache_tokens_kept: int
     """In blocks that nobody holds and that are kept for reuse."""
     cache_tokens_total: int
@@ -88,11 +90,15 @@ class Engine:
         *,
         choice: int = 0,
         scores_prompt: bool = False,
+        stays: bool = False,
     ) -> Answer:
         """Queue an answer; safe from any thread. `sink` receives its outputs, the last of which is Ended.
 
         With `scores_prompt`, PromptRead tells how likely each of the prompt's tokens was. No prefix is reused then, and
         the logits of a whole piece are held at once: `prefill_chunk_tokens` times the vocabulary, float32.
+
+        With `stays`, the prompt, a whole number of blocks, is pinned: behind PromptRead nothing is produced, and other
+        answers find the blocks until `cancel`. Ended comes then, or with PinLimitError where pins have no more room.
 
         Raises ContextLengthError where the prompt leaves no room for an answer, OverloadedError where too many wait.
         """
@@ -120,6 +126,7 @@ class Engine:
             max_tokens=min(wanted, room, cache_room),
             sink=sink,
             scores_prompt=scores_prompt,
+            stays=stays,
         )
         with self._wake:
             if self._stopping:
@@ -135,7 +142,10 @@ class Engine:
         return answer
 
     def cancel(self, answer: Answer) -> None:
-        """Stop an answer; what it holds is free before the next step. Safe from any thread, and after its end."""
+        """Stop an answer or let a pinned prefix go; what it holds is free before the next step.
+
+        Safe from any thread, and after its end.
+        """
         with self._wake:
             answer.cancelled = True
             self._wake.notify()
@@ -147,6 +157,7 @@ class Engine:
             running=scheduler.num_running,
             waiting=len(scheduler.waiting) + len(self._submitted),
             cache_tokens_used=(cache.num_blocks - cache.num_available) * size,
+            cache_tokens_pinned=scheduler.num_pinned * size,
             cache_tokens_kept=cache.num_cached * size,
             cache_tokens_total=cache.num_blocks * size,
             steps=self._num_steps,
@@ -159,7 +170,7 @@ class Engine:
         torch.set_num_threads(self.config.threads)
         while True:
             with self._wake:
-                while not (self._stopping or self._submitted or any(True for _ in self._scheduler.everyone())):
+                while not (self._stopping or self._submitted or self._has_work()):
                     self._wake.wait()
                 if self._stopping:
                     break
@@ -171,15 +182,20 @@ class Engine:
                 # Whatever went wrong, nobody may wait for ever.
                 for answer in list(self._scheduler.everyone()):
                     self._end(answer, Ended(reason="failed", num_tokens=len(answer.tokens), error=error))
-        for answer in [*self._scheduler.everyone(), *self._submitted]:
+        for answer in [*self._scheduler.everyone(), *self._scheduler.pinned, *self._submitted]:
             self._end(answer, Ended(reason="cancelled", num_tokens=len(answer.tokens)))
+
+    def _has_work(self) -> bool:
+        scheduler = self._scheduler
+        return any(True for _ in scheduler.everyone()) or any(answer.cancelled for answer in scheduler.pinned)
 
     def _step(self) -> None:
         scheduler = self._scheduler
-        for answer in list(scheduler.everyone()):
+        for answer in [*scheduler.everyone(), *scheduler.pinned]:
             if answer.cancelled:
                 self._end(answer, Ended(reason="cancelled", num_tokens=len(answer.tokens)))
-        scheduler.admit()
+        for answer, reason in scheduler.admit():
+            self._end(answer, Ended(reason="failed", num_tokens=0, error=reason))
         producers, readers, rows, pieces = scheduler.next_step()
         if not rows and not pieces:
             return
@@ -201,9 +217,21 @@ class Engine:
             except Exception as error:
                 self._end(answer, Ended(reason="failed", num_tokens=0, error=error))
                 return
-        if piece.wants_logits:
+        if piece.wants_logits and answer.stays:
+            self._pin(answer)
+        elif piece.wants_logits:
             self._scheduler.start_producing(answer)
             self._continue(answer, logits_RV[-1])
+
+    def _pin(self, answer: Answer) -> None:
+        """Keep the blocks of a prompt that is read; it is no longer among the answers that are open."""
+        self._scheduler.pin(answer)
+        with self._wake:
+            self._num_open -= 1
+        try:
+            answer.sink(PromptRead(cached_tokens=answer.cached_tokens))
+        except Exception as error:
+            self._end(answer, Ended(reason="failed", num_tokens=0, error=error))
 
     def _score(self, answer: Answer, piece: PromptPiece, logits_TV: Sequence[Logits]) -> None:
         """How likely each token was that follows one of the piece."""
@@ -249,9 +277,10 @@ class Engine:
         if answer.ended:
             return
         answer.ended = True
+        was_open = answer not in self._scheduler.pinned
         self._scheduler.remove(answer)
         with self._wake:
-            self._num_open -= 1
+            self._num_open -= was_open
         try:
             answer.sink(ended)
         except Exception:

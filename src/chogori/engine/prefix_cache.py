@@ -102,6 +102,13 @@ class PrefixCache:
         parent.children[tokens] = node
         return node
 
+    def supersede(self, node: Node, block: int) -> None:
+        """Put a block that was read in the place of a node's, which was produced. The caller alone holds the node."""
+        assert node.holders == 1, "others still use the block"
+        self._free.append(node.block)
+        node.block = block
+        node.exact = node.parent is not None and node.parent.exact
+
     def clear(self) -> None:
         """Forget every prefix that nobody uses."""
         while self._idle:
