@@ -37,7 +37,8 @@ def serve(backend: Backend, settings: ServeSettings, *, once: bool) -> int:
 
 
 def _announce(console: Console, address: str, card: ModelCard) -> None:
-    console.print(f"[bold]{card.id}[/] is served at [bold]{address}[/], context {card.context_length:,} tokens")
+    context = "" if card.context_length is None else f", context {card.context_length:,} tokens"
+    console.print(f"[bold]{card.id}[/] is served at [bold]{address}[/]{context}")
     console.print(f"  OpenAI     {address}/v1")
     console.print(f"  Anthropic  {address}/anthropic")
     console.print(f"  {curl_line(address, card.id)}", markup=False)

@@ -88,6 +88,9 @@ def served_model(request: Request, name: str | None) -> ModelCard:
     """The model that a request names, by its id or an alias; the first where it names none. 404 for any other."""
     backend: Backend = request.app.state.backend
     settings: ServeSettings = request.app.state.settings
+    if not backend.models:
+        lifecycle: Lifecycle = request.app.state.lifecycle
+        lifecycle.require_ready()  # a server elsewhere has not said yet which it has
     if name is None:
         return backend.models[0]
     wanted = settings.model_aliases.get(name, name)

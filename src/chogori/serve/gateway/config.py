@@ -1,0 +1,48 @@
+"""Settings of a backend by URL. No field holds its key: that is read from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chogori.chat.openai_body import LimitField
+from chogori.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpBackendConfig:
+    """How a server at an address is asked."""
+
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key; None for a server that asks for none."""
+    model: str | None = None
+    """The one model to serve; None for all that the server lists. The first answers requests that name none."""
+    tokenizer: Path | None = None
+    """Folder of the model's tokenizer, such as its Hugging Face folder: prompts are then counted exactly, and a call
+    that was cut off is continued from where it ended."""
+    limit_field: LimitField = "max_tokens"
+    """What the server calls the token limit of an answer."""
+    start_timeout_s: float = 600.0
+    """How long the server may take until it lists its models: engines load weights for minutes."""
+    connect_timeout_s: float = 10.0
+    first_token_timeout_s: float = 600.0
+    """From the request to its first token, waiting in the server's own queue included."""
+    between_tokens_timeout_s: float = 120.0
+    max_retries: int = 2
+    """Times that a request is sent again of which no answer has begun."""
+    max_running: int = 512
+    """Most requests, and so connections, that the server has at a time."""
+    max_waiting: int = 1024
+    """Most requests that wait here for their turn; further ones are answered with 429."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_timeout_s", "connect_timeout_s", "first_token_timeout_s", "between_tokens_timeout_s"):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "more than 0 seconds")
+        _check("max_retries", self.max_retries, self.max_retries >= 0, "at least 0")
+        _check("max_running", self.max_running, self.max_running >= 1, "at least 1")
+        _check("max_waiting", self.max_waiting, self.max_waiting >= 0, "at least 0")
+
+
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"backend.{name} is {value!r}; expected {expected}")
