@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from chogori.serve.metrics import Metrics
 
 RenderError = Callable[[Request, ApiError], Response]
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_URL_CHARACTERS = "".join(map(chr, range(0x21, 0x7F)))
 _LINGER_S = 5.0
 _LINGER_BYTES = 256_000_000
 
@@ -40,6 +42,9 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if not scope["query_string"].isascii():
+            # Some servers pass on what no URL may hold; reading the URL would fail then.
+            scope["query_string"] = quote(scope["query_string"], safe=_URL_CHARACTERS).encode()
         asked_id = Headers(scope=scope).get("x-request-id", "")
         scope["chogori.request_id"] = asked_id if _SANE_ID.fullmatch(asked_id) else f"req_{uuid.uuid4().hex}"
         began = time.perf_counter()

@@ -214,12 +214,15 @@ def test_an_unknown_model_is_not_found(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("sent", "problem"),
     [
-        (b"{", "the body is not JSON"),
+        (
+            b"{",
+            "The request body is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2",
+        ),
         (b"[]", "body: Input should be"),
         (b'"\\ud800"', "not valid UTF-8 text"),
         (b'{"model": "\\ud800"}', "not valid UTF-8 text"),
-        (b"\xff", "error parsing the body"),
-        (b"[" * 100_000, "error parsing the body"),
+        (b"\xff", "The request body is not valid JSON: it is not valid UTF-8 text"),
+        (b"[" * 100_000, "The request body is not valid JSON: it is nested too deeply"),
     ],
 )
 def test_a_body_that_is_no_request(serve: Serve, sent: bytes, problem: str) -> None:

@@ -14,6 +14,9 @@ from tests.serve.conftest import Serve
 from tests.serve.live_server import LiveServer
 from tests.serve.scripted_backend import ScriptedBackend
 
+JSON = "application/json"
+NOT_PARSED = "We could not parse the JSON body of your request"
+
 USER = {"role": "user", "content": "Hello"}
 WEATHER = {
     "type": "function",
@@ -122,29 +125,43 @@ def test_a_model_may_be_left_out_or_called_by_an_alias(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": "hi"}, "messages", "valid list"),
+        ({"messages": []}, "messages", "empty array. Expected an array with minimum length 1"),
+        ({"messages": "hi"}, "messages", "expected an array, but got a string"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "expected one of"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "tool_call_id"),
         ({"messages": [{**USER, "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "reads text only"),
+        (
+            {"messages": [USER, {"role": "user"}]},
+            "messages[1].content",
+            "Missing required parameter: 'messages[1].content'.",
+        ),
+        (
+            {"messages": [{"role": "tool", "tool_call_id": "a", "content": None}]},
+            "messages[0].content",
+            "Missing required",
+        ),
         ({"messages": [{"role": "assistant", "partial": 1}]}, "messages[0].partial", "true or false"),
         ({"messages": [{"role": "assistant", "partial": True}, USER]}, "messages", "only the last"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "expected an object"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name", "earlier tool"),
-        ({"tools": [WEATHER] * 129}, "tools", "at most 128"),
+        ({"tools": [WEATHER] * 129}, "tools", "maximum length 128, but"),
         ({"tool_choice": "required"}, "tool_choice", "tools is empty"),
         ({"tool_choice": "maybe", "tools": [WEATHER]}, "tool_choice", "auto"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "declared are no tools"),
-        ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"temperature": "warm"}, "temperature", "valid number"),
-        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"temperature": 3}, "temperature", "decimal above maximum value. Expected a value <= 2, but got 3"),
+        ({"temperature": "warm"}, "temperature", "expected a decimal, but got a string instead"),
+        ({"max_tokens": 0}, "max_tokens", "integer below minimum value. Expected a value >= 1, but got 0"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "they mean the same"),
-        ({"stop": ["a"] * 6}, "stop", "at most 5"),
-        ({"n": True}, "n", "valid integer"),
+        ({"stop": ["a"] * 6}, "stop", "maximum length 5, but got an array with length 6"),
+        ({"n": True}, "n", "expected an integer, but got a boolean"),
         ({"logit_bias": {"the": 1}}, "logit_bias.the", "match pattern"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs is not true"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream is not true"),
-        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "not permitted"),
+        (
+            {"stream": True, "stream_options": {"usage": True}},
+            "stream_options.usage",
+            "Unknown parameter: 'stream_options.usage'.",
+        ),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "missing"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
         ({"store": True}, "store", "keeps no completions"),
@@ -167,27 +184,29 @@ def test_what_cannot_be_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("content", "media_type", "status"),
+    ("content", "media_type", "status", "words"),
     [
-        (b"{", "application/json", 400),
-        (b"", "application/json", 400),
-        (b"[1]", "application/json", 400),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "application/json", 400),
-        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "application/json", 400),
-        (b'{"temperature": NaN, "messages": [{"role": "user", "content": "x"}]}', "application/json", 400),
-        (b"[" * 100_000, "application/json", 400),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", 400),
-        (b"messages=1", "application/x-www-form-urlencoded", 415),
-        (b"{}", "", 415),
+        (b'{"n":', JSON, 400, f"{NOT_PARSED}: Expecting value: line 1 column 6 (char 5)"),
+        (b"", JSON, 400, "Missing request body; expected a JSON object."),
+        (b"[1]", JSON, 400, "Invalid type for the request body: expected an object, but got an array instead."),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', JSON, 400, f"{NOT_PARSED}: it is not valid UTF-8"),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', JSON, 400, f"{NOT_PARSED}: it is not valid UTF-8"),
+        (b'{"temperature": NaN, "messages": [{"role": "user", "content": "x"}]}', JSON, 400, "finite number"),
+        (b"[" * 100_000, JSON, 400, f"{NOT_PARSED}: it is nested too deeply"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", JSON, 400, f"{NOT_PARSED}: it holds a number of too many digits"),
+        (b"messages=1", "application/x-www-form-urlencoded", 415, "expected application/json"),
+        (b"{}", "", 415, "expected application/json"),
     ],
     ids="cut empty list surrogate latin1 nan deep digits form untyped".split(),
 )
-def test_bodies_that_are_no_json(serve: Serve, content: bytes, media_type: str, status: int) -> None:
+def test_bodies_that_are_no_json(serve: Serve, content: bytes, media_type: str, status: int, words: str) -> None:
     server = serve(ScriptedBackend.saying("Hi"))
     headers = {"content-type": media_type} if media_type else {}
     response = httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers)
     assert response.status_code == status
-    assert response.json()["error"]["type"] == "invalid_request_error"
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert words in error["message"]
     assert post(server).status_code == 200
 
 

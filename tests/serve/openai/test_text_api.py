@@ -109,11 +109,11 @@ def test_usage_of_a_stream_is_summed_over_prompts(serve: Serve) -> None:
     [
         ({"suffix": "end"}, "suffix", "cannot fill in"),
         ({"best_of": 3}, "best_of", "expected the same"),
-        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
-        ({"prompt": []}, "prompt", "at least 1 item"),
-        ({"prompt": [-1]}, "prompt[0]", "greater than or equal to 0"),
-        ({"prompt": {"a": 1}}, "prompt", "valid string or: Input should be a valid list"),
-        ({"prompt": ["a"] * 129}, "prompt", "at most 128"),
+        ({"max_tokens": -1}, "max_tokens", "Expected a value >= 0, but got -1"),
+        ({"prompt": []}, "prompt", "empty array"),
+        ({"prompt": [-1]}, "prompt[0]", "Expected a value >= 0, but got -1"),
+        ({"prompt": {"a": 1}}, "prompt", "expected one of a string or an array, but got an object"),
+        ({"prompt": ["a"] * 129}, "prompt", "maximum length 128"),
         ({"messages": []}, "messages", "Unrecognized request argument supplied: messages"),
     ],
 )

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 
 from chogori.errors import ContextLengthError, OverloadedError
 from chogori.serve.api_errors import ApiError, api_error_of
+from chogori.serve.invalid_parameter import unreadable_body
 
 OVERLOADED = 529
 THREADS_UNSUPPORTED = "thread_unsupported_request"
@@ -37,6 +38,9 @@ def error_body(error: ApiError, request_id: str) -> dict[str, object]:
 
 def anthropic_error_of(error: Exception) -> ApiError:
     """The answer to any exception, with the statuses and the words that Anthropic's clients look for."""
+    reason = unreadable_body(error)
+    if reason is not None:
+        return ApiError(f"The request body is not valid JSON: {reason}", status=400, code="invalid_json")
     match error:
         case RequestValidationError():
             return _validation_error(error)
@@ -52,8 +56,6 @@ def anthropic_error_of(error: Exception) -> ApiError:
 
 def _validation_error(error: RequestValidationError) -> ApiError:
     first = cast(Sequence[Mapping[str, object]], error.errors())[0]
-    if first["type"] == "json_invalid":
-        return api_error_of(error)
     location = cast(Sequence[str | int], first["loc"])
     # The alternatives of a union are named with spaces; only fields and types of blocks belong into a path.
     parts = [str(part) for part in location[1:] if isinstance(part, int) or " " not in part]

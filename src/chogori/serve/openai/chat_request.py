@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from chogori.chat.completer import ChatRequest, JsonFormat, NamedTool, ToolChoice
 from chogori.chat.messages import JSON, Message, ToolSpec, messages_from_openai, tools_from_openai
 from chogori.errors import MessageError, RequestError
+from chogori.serve.api_errors import ApiError
 from chogori.serve.openai.parameters import SamplingParameters, Tokens, Whole
 from chogori.serve.openai.wire_schemas import MESSAGE, TOOL
 
@@ -133,6 +134,11 @@ def read_messages(values: list[dict[str, Any]]) -> list[Message]:
     for i, value in enumerate(values):
         if not isinstance(value.get("partial"), bool | None):
             raise RequestError(f"messages[{i}].partial is not true or false", field=f"messages[{i}].partial")
+        if value.get("content") is None and value.get("role") in ("system", "developer", "user", "tool"):
+            field = f"messages[{i}].content"
+            raise ApiError(
+                f"Missing required parameter: '{field}'.", status=400, field=field, code="missing_required_parameter"
+            )
     try:
         return messages_from_openai(values)
     except MessageError as error:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from chogori.chat.completer import Sampling
 from chogori.errors import RequestError
 from chogori.serve.api_errors import ApiError
+from chogori.serve.invalid_parameter import NO_TEXT, UnreadableBody
 
 T = TypeVar("T")
 IGNORED_HEADER = "x-chogori-ignored"
@@ -139,9 +140,9 @@ async def require_json(request: Request) -> None:
         if b"\\ud" in body.lower():  # half of a pair of escapes makes a string that is no text
             json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8")
     except UnicodeError:
-        raise ApiError("the body is not valid UTF-8 text", status=400, code="invalid_json") from None
+        raise UnreadableBody(NO_TEXT) from None
     except (ValueError, RecursionError):
-        raise ApiError("the body is not JSON", status=400, code="invalid_json") from None
+        raise UnreadableBody("it is not JSON") from None
 
 
 def _or(value: T | None, default: T) -> T:
