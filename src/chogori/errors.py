@@ -10,6 +10,7 @@ ChogoriError
 ├── StorageError       a full or read-only disk
 ├── NonFiniteError     a loss, gradient or weight that is NaN or infinite
 ├── RunError           a run folder that is missing, busy or of another kind
+├── DatabaseError      a database that is locked, full, read-only, damaged or gone
 ├── DeploymentError    a model that does not fit the machines, or an engine that does not start
 └── CompleterError     a request that got no answer
     ├── RequestError       it cannot be answered as it stands; the message names the field
@@ -60,6 +61,10 @@ class NonFiniteError(ChogoriError):
 
 class RunError(ChogoriError):
     """A run folder that is missing, in use by another process, or made by another recipe."""
+
+
+class DatabaseError(ChogoriError):
+    """A database of keys and usage that is locked, full, read-only, damaged or gone."""
 
 
 class DeploymentError(ChogoriError):
