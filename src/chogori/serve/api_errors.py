@@ -14,6 +14,7 @@ from chogori.errors import (
     ChogoriError,
     ContextLengthError,
     OverloadedError,
+    PinLimitError,
     RequestError,
 )
 from chogori.serve.invalid_parameter import invalid_parameter, unreadable_body
@@ -57,6 +58,8 @@ def api_error_of(error: Exception) -> ApiError:
         case OverloadedError():
             retry_after = {"retry-after": str(max(1, round(error.retry_after_s)))}
             return ApiError(str(error), status=429, code="engine_overloaded", headers=retry_after)
+        case PinLimitError():
+            return ApiError(str(error), status=429, code="cache_full")
         case BackendTimeoutError():
             return ApiError(str(error), status=504, code="timeout")
         case BackendError():
