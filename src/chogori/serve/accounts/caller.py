@@ -48,6 +48,11 @@ class Caller:
     """What was spent when the request came, in 1e-12 USD."""
 
     @property
+    def owner(self) -> str:
+        """By what its things are told from those of others: its key's id; empty on an open server."""
+        return self.key_id or ""
+
+    @property
     def has_credit(self) -> bool:
         """Whether anything is left to spend."""
         return self.credit_picousd is None or self.spent_picousd < self.credit_picousd

@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from chogori.serve.accounts.caller import Caller
 from chogori.serve.accounts.database import Database
@@ -39,7 +39,7 @@ class UsageLedger:
     async def open(self, caller: Caller, *, api: str, model: str, request_id: str) -> OpenUsage:
         """Write down that a request will be sent to its model. Raises DatabaseError: then it must not be sent."""
         price = self._prices.of(model)
-        row = self._row("request", caller, model, request_id, price)
+        row = self._row("request", caller.owner, model, request_id, price)
         row |= {
             "api": api,
             "input_price": price.input,
@@ -68,13 +68,19 @@ class UsageLedger:
 
         The same `ref` is charged once, whatever is killed or repeated. Raises DatabaseError.
         """
+        await self.charge_owner(caller.owner, kind=kind, model=model, quantity=quantity, ref=ref, request_id=request_id)
+
+    async def charge_owner(
+        self, owner: str, *, kind: ChargeKind, model: str, quantity: int, ref: str, request_id: str | None = None
+    ) -> None:
+        """`charge`, where only `Caller.owner` is known: no request is under way."""
         price = self._prices.of(model)
         unit_prices: Mapping[ChargeKind, int] = {
             "cache_creation": price.cache_creation,
             "cache_storage": price.cache_storage,
             "cache_call": price.cache_call,
         }
-        row = self._row(kind, caller, model, request_id, price)
+        row = self._row(kind, owner, model, request_id, price)
         row |= {
             "ref": ref,
             "quantity": quantity,
@@ -86,13 +92,13 @@ class UsageLedger:
         await self._writer.submit(RowCharged(row=row))
 
     def _row(
-        self, kind: ChargeKind | str, caller: Caller, model: str, request_id: str | None, price: Price
+        self, kind: ChargeKind | Literal["request"], owner: str, model: str, request_id: str | None, price: Price
     ) -> dict[str, Any]:
         return {
             "id": uuid.uuid4().hex,
             "kind": kind,
             "request_id": request_id,
-            "key_id": caller.key_id,
+            "key_id": owner or None,
             "model": model,
             "opened_at": self._clock(),
             "prompt_tokens": 0,
