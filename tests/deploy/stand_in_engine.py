@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+MODEL = "moonlight-16b-a3b"
+
 
 class Handler(BaseHTTPRequestHandler):
     """OpenAI's API in as far as a gateway asks for it."""
@@ -30,20 +32,35 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.answer(200, {})
         else:
-            self.answer(200, {"object": "list", "data": [{"id": "moonlight-16b-a3b", "object": "model"}]})
+            self.answer(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 8192}]})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if Handler.mode == "dies-later":
             print("CUDA error: an illegal memory access was encountered", flush=True)
             # Not sys.exit, which would end this thread only.
             self.server.shutdown()
             return
-        message = {"role": "assistant", "content": "a stand-in"}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        answer = {"id": "x", "created": 1, "model": MODEL}
         usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
-        answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "moonlight-16b-a3b"}
-        self.answer(200, {**answer, "choices": [choice], "usage": usage})
+        if not request.get("stream"):
+            message = {"role": "assistant", "content": "a stand-in"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            self.answer(200, {**answer, "object": "chat.completion", "choices": [choice], "usage": usage})
+            return
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        delta = {"role": "assistant", "content": "a stand-in"}
+        choices: tuple[list[dict[str, Any]], ...] = (
+            [{"index": 0, "delta": delta, "finish_reason": None}],
+            [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+            [],
+        )
+        for chosen in choices:
+            chunk = {**answer, "object": "chat.completion.chunk", "choices": chosen, "usage": None if chosen else usage}
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def answer(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()

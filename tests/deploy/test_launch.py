@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from chogori.deploy.formats.files import Deployment
@@ -42,7 +43,7 @@ class Bench:
 
     def deployment(self) -> Deployment:
         ports = ("--port", str(self.port), "--engine-port", str(self.engine_port))
-        return typed("moonlight-16b-a3b", "--gpus", "1", "--gpu", "h100", *ports, "--access", "open")
+        return typed("moonlight-16b-a3b", "--gpus", "1", "--gpu", "h100", *ports)
 
     def launch(
         self, gateway: str, *, timeout_s: float = PATIENCE_S, on_ready: Callable[[], None] = lambda: None
@@ -112,7 +113,8 @@ def test_the_engine_is_started_by_its_command_and_the_gateway_by_ours(bench: Ben
     assert words[-3:] == ["--enable-auto-tool-choice", "--tool-call-parser", "kimi_k2"]
     gateway = (tmp_path / "gateway").read_text().split()
     url = f"http://127.0.0.1:{bench.engine_port}/v1"
-    assert gateway == ["serve", "--model", url, "--host", "127.0.0.1", "--port", str(bench.port), "--open"]
+    listening = ["--host", "127.0.0.1", "--port", str(bench.port)]
+    assert gateway == ["serve", "--model", url, "--context-length", "8192", *listening]
     log = (bench.folder / "run" / "engine.log").read_text()
     assert log.splitlines()[0] == "loading weights"
     assert log.count("GET /health") == 3, "refused twice, then answered"
@@ -172,6 +174,46 @@ sys.exit(launch(deployment, settings, lambda progress: None, lambda: None))
         process.wait()
     assert (tmp_path / "stopped").read_text() == "stopped\n"
     bench.assert_nothing_is_left()
+
+
+def test_the_real_gateway_answers_for_the_engine(bench: Bench, tmp_path: Path) -> None:
+    """The command that people type, from the plan to an answer, until Ctrl-C."""
+    bench.install("serves")
+    words = ["deploy", "moonlight-16b-a3b", "--gpus", "1", "--gpu", "h100", "--launch", "--out", str(tmp_path / "run")]
+    words += ["--port", str(bench.port), "--engine-port", str(bench.engine_port)]
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "chogori", *words],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")},
+        )
+    body = {"model": "moonlight-16b-a3b", "messages": [{"role": "user", "content": "Who are you?"}]}
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{bench.port}", trust_env=False) as client:
+            eventually(lambda: is_ready(client) or process.poll() is not None)
+            assert process.poll() is None, output.read_text()
+            answer = client.post("/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "choices" in answer, f"{answer}\n{output.read_text()}"
+    assert answer["choices"][0]["message"]["content"] == "a stand-in"
+    said = output.read_text()
+    assert "its log is" in said
+    assert "Traceback" not in said
+    bench.assert_nothing_is_left()
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_what_does_not_stop_is_killed(tmp_path: Path) -> None:

@@ -63,8 +63,9 @@ class DeployArguments:
     """Port of the gateway."""
     engine_port: int = 8000
     """Port of the engine, on this machine's loopback address wherever that is enough."""
-    access: Access = "require-keys"
-    """Whom the gateway answers in what is written: those with a key, or everybody who reaches it."""
+    access: Access | None = None
+    """Whom the gateway answers: those with a key, or everybody who reaches it. None for keys in what is written, and
+    everybody on this machine with --launch."""
     image: str | None = None
     """Container of the engine for Kubernetes; None for the engine's own."""
     gateway_image: str = "chogori:latest"
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.out is not None:
         write_files(files, options.out)
     if options.launch:
-        return run_launch(deployment, options.out, options.launch_timeout_s)
+        return run_launch(deployment, options.out, options.launch_timeout_s, options.access)
     print_files(files, options.out)
     return 0
 
@@ -144,7 +145,7 @@ def make_deployment(options: DeployArguments) -> Deployment:
         plan=plan,
         fleet=make_fleet(plan, options.engine_port, gguf=gguf, ib_device=options.ib_device),
         gateway_port=options.port,
-        access=options.access,
+        access=options.access or "require-keys",
         hosts=options.hosts,
         image=options.image,
         gateway_image=options.gateway_image,

@@ -13,6 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from chogori.cli.quantities import count_in_words
+from chogori.deploy.fleet import Access
 from chogori.deploy.formats.files import Deployment, File
 from chogori.deploy.gpus import GIB
 from chogori.deploy.launch import LaunchSettings, Progress, launch
@@ -51,11 +52,11 @@ def print_files(files: Sequence[File], out: Path | None, console: Console | None
         console.print(Padding(syntax, (0, 0, 1, 2)) if console.is_terminal else file.content, soft_wrap=True)
 
 
-def run_launch(deployment: Deployment, out: Path | None, timeout_s: float) -> int:
+def run_launch(deployment: Deployment, out: Path | None, timeout_s: float, access: Access | None) -> int:
     """Start the deployment with its progress on the screen. Returns the exit status."""
     console = Console(highlight=False)
     folder = out or Path(tempfile.mkdtemp(prefix=f"chogori-{deployment.name}-"))
-    settings = LaunchSettings(folder=folder, start_timeout_s=timeout_s)
+    settings = LaunchSettings(folder=folder, start_timeout_s=timeout_s, access=access)
     console.print(f"starting {deployment.title}; its log is {escape(str(folder / 'engine.log'))}")
     with console.status("waiting for the engine") as status:
 

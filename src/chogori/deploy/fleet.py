@@ -73,7 +73,11 @@ class Fleet:
     """Where the whole answers OpenAI's API: of the router, or of the one group."""
 
 
-def gateway_command(model_url: str, port: int, host: str, access: Access) -> Command:
-    """Chogori's gateway in front of what answers at `model_url`."""
-    words = ("chogori", "serve", "--model", model_url, "--host", host, "--port", str(port))
-    return Command(words=(*words, f"--{access}"))
+def gateway_command(model_url: str, context: int, *, host: str, port: int, access: Access | None) -> Command:
+    """Chogori's gateway in front of what answers at `model_url` for sequences of `context` tokens.
+
+    Without `access` it does what it does by itself at `host`.
+    """
+    words = ["chogori", "serve", "--model", model_url, "--context-length", str(context)]
+    words += ["--host", host, "--port", str(port)]
+    return Command(words=tuple(words if access is None else [*words, f"--{access}"]))

@@ -26,7 +26,7 @@ import httpx
 
 from chogori.deploy.command import Command
 from chogori.deploy.engine import Engine
-from chogori.deploy.fleet import LOOPBACK, Place, gateway_command
+from chogori.deploy.fleet import LOOPBACK, Access, Place, gateway_command
 from chogori.deploy.formats.files import Deployment, File, write_files
 from chogori.deploy.formats.shell import script
 from chogori.durable_files import disk_errors
@@ -48,6 +48,8 @@ class LaunchSettings:
     """How long the engine may take until it answers."""
     stop_timeout_s: float = 60.0
     """How long each process may take to stop before it is killed."""
+    access: Access | None = None
+    """Whom the gateway answers at the loopback address; None for its own choice there, which is everybody."""
     gateway_program: tuple[str, ...] = (sys.executable, "-m", "chogori")
     """What `chogori` is here."""
 
@@ -95,8 +97,7 @@ def launch(
         running.callback(engine.stop, settings.stop_timeout_s)
         _wait_until_ready(engine, health, settings, on_progress)
         on_ready()
-        words = gateway_command(f"http://{LOOPBACK}:{port}/v1", deployment.gateway_port, LOOPBACK, deployment.access)
-        gateway = Supervised([*settings.gateway_program, *words.words[1:]], None)
+        gateway = Supervised([*settings.gateway_program, *_gateway_words(deployment, settings)], None)
         running.callback(gateway.stop, settings.stop_timeout_s)
         while gateway.status() is None:
             if engine.status() is not None:
@@ -172,6 +173,12 @@ def _wait_until_ready(
                 )
             on_progress(Progress(elapsed_s=elapsed, last_line=_tail(settings, 1)))
             time.sleep(POLL_S)
+
+
+def _gateway_words(deployment: Deployment, settings: LaunchSettings) -> tuple[str, ...]:
+    url, context = f"http://{LOOPBACK}:{deployment.fleet.port}/v1", deployment.plan.request.context
+    port = deployment.gateway_port
+    return gateway_command(url, context, host=LOOPBACK, port=port, access=settings.access).words[1:]
 
 
 def _ended(engine: Supervised, settings: LaunchSettings, when: str) -> DeploymentError:

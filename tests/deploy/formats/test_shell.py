@@ -115,8 +115,12 @@ def test_the_gateway_waits_for_the_engine(tmp_path: Path, programs: Recorder) ->
     written(official("--port", "9000"), tmp_path)
     assert programs.run([str(tmp_path / "gateway.sh")], {}).returncode == 0
     (call,) = programs.calls
-    assert call.words == (
-        "chogori serve --model http://127.0.0.1:8000/v1 --host 0.0.0.0 --port 9000 --require-keys".split()
+    assert (
+        call.words
+        == (
+            "chogori serve --model http://127.0.0.1:8000/v1 --context-length 131072 --host 0.0.0.0 --port 9000 "
+            "--require-keys"
+        ).split()
     )
     assert len(tries.read_text().splitlines()) == 3
 

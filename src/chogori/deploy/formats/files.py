@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chogori.deploy.fleet import Access, Fleet
+from chogori.deploy.command import Command
+from chogori.deploy.fleet import ANY_ADDRESS, Access, Fleet, gateway_command
 from chogori.deploy.plan import Plan
 from chogori.durable_files import disk_errors, write_atomically
 from chogori.errors import ConfigError
@@ -48,6 +49,11 @@ class Deployment:
     def name(self) -> str:
         """As Kubernetes and systemd accept it."""
         return re.sub(r"[^a-z0-9]+", "-", self.plan.request.checkpoint.name.lower()).strip("-") or "model"
+
+    def gateway(self, model_url: str) -> Command:
+        """The gateway that answers the network in front of `model_url`."""
+        context = self.plan.request.context
+        return gateway_command(model_url, context, host=ANY_ADDRESS, port=self.gateway_port, access=self.access)
 
     @property
     def title(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from chogori.deploy.command import Command
-from chogori.deploy.fleet import ANY_ADDRESS, NodeGroup, Place, gateway_command
+from chogori.deploy.fleet import ANY_ADDRESS, NodeGroup, Place
 from chogori.deploy.formats.files import Deployment, File
 from chogori.deploy.formats.shell import READINESS_LIMIT_S
 from chogori.deploy.gpus import GIB
@@ -52,8 +52,7 @@ def objects(deployment: Deployment) -> list[Object]:
         made += [_plain_deployment(deployment, answering, _image(deployment), command, fleet.port)]
         made += [_service(answering, fleet.port)]
     gateway = f"{deployment.name}-gateway"
-    url = f"http://{answering}:{fleet.port}/v1"
-    command = gateway_command(url, deployment.gateway_port, ANY_ADDRESS, deployment.access)
+    command = deployment.gateway(f"http://{answering}:{fleet.port}/v1")
     made += [
         _gateway_claim(gateway),
         _gateway(deployment, gateway, command),

@@ -6,7 +6,7 @@ import shlex
 
 from chogori.deploy.command import Command
 from chogori.deploy.engine import Role
-from chogori.deploy.fleet import ANY_ADDRESS, LOOPBACK, NodeGroup, Place, gateway_command
+from chogori.deploy.fleet import LOOPBACK, NodeGroup, Place
 from chogori.deploy.formats.files import Deployment, File
 
 READINESS_LIMIT_S = 3600
@@ -82,7 +82,7 @@ def _setting(deployment: Deployment, name: str) -> str:
 def gateway_script(deployment: Deployment) -> str:
     """Wait until the engine answers, then become the gateway. It stands on the node that answers for the engine."""
     address = f"http://{LOOPBACK}:{deployment.fleet.port}"
-    command = gateway_command(f"{address}/v1", deployment.gateway_port, ANY_ADDRESS, deployment.access)
+    command = deployment.gateway(f"{address}/v1")
     return f"""#!/usr/bin/env bash
 # {deployment.title}: the gateway, on the node whose engine listens at {LOOPBACK}
 set -euo pipefail

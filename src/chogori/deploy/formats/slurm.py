@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chogori.deploy.command import Command
-from chogori.deploy.fleet import ANY_ADDRESS, LOOPBACK, NodeGroup, Place, gateway_command
+from chogori.deploy.fleet import LOOPBACK, NodeGroup, Place
 from chogori.deploy.formats.files import Deployment, File
 from chogori.deploy.formats.shell import HEADS, readiness_loop
 
@@ -78,7 +78,7 @@ def _step_variable(group: NodeGroup) -> str:
 
 def _gateway(deployment: Deployment) -> str:
     address = f"http://{LOOPBACK}:{deployment.fleet.port}"
-    command = gateway_command(f"{address}/v1", deployment.gateway_port, ANY_ADDRESS, deployment.access)
+    command = deployment.gateway(f"{address}/v1")
     over = " || ".join(f'! kill -0 "${_step_variable(group)}"' for group in deployment.fleet.groups)
     return f"""# The batch script runs on the first node, as does the engine's API.
 {readiness_loop(address + deployment.plan.engine.health_path, over)}({_inline(command)}) &
