@@ -99,6 +99,10 @@ class EngineCompleter:
             for answer in answers:
                 self.engine.cancel(answer)
 
+    def count_prefix(self, request: ChatRequest) -> int:
+        """Tokens that a request's messages and tools are at the beginning of a longer conversation."""
+        return len(self._prompt(request, is_answered=False))
+
     async def pin(self, request: ChatRequest) -> PinnedPrompt:
         """Read the beginning of later conversations, beside other answers, and keep it until it is released.
 

@@ -8,12 +8,11 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from chogori.chat.completer import ChatRequest
 from chogori.errors import BackendError, CompleterError, OverloadedError
-from chogori.serve.accounts.usage_table import ChargeKind
 from chogori.serve.api_errors import api_error_of
+from chogori.serve.caching.cache_ledger import CacheLedger
 from chogori.serve.caching.cache_store import CacheStore
 from chogori.serve.caching.context_cache import CacheContent, CacheFailure, ContextCache, Status
 from chogori.serve.caching.prefix import Prefix
@@ -25,16 +24,6 @@ logger = logging.getLogger(__name__)
 
 LEAST_PAUSE_S = 0.05
 """Between two sweeps, however many caches expire."""
-
-
-class CacheLedger(Protocol):
-    """Where what a cache costs is written down."""
-
-    async def charge_owner(
-        self, owner: str, *, kind: ChargeKind, model: str, quantity: int, ref: str, request_id: str | None = None
-    ) -> None:
-        """Write one charge; a second one of the same `ref` changes nothing."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +145,12 @@ class CacheKeeper:
         """Charge started minutes, let expired prefixes go, make missing ones. Returns when the next one expires."""
         held = set(self._held)
         caches = await asyncio.to_thread(self._store.everyone)
+        closed = await asyncio.to_thread(self._store.of_closed_keys, self._clock())
         now, served = self.now, self._models()
         for cache_id in held - {cache.id for cache in caches if cache.status(now) == "ready"}:
             self.release(cache_id)
         for cache in caches:
-            if now >= cache.expires_at + self._settings.keep_expired_s:
+            if now >= cache.expires_at + self._settings.keep_expired_s or cache.id in closed:
                 await self._forget(cache)
             elif cache.model not in served:
                 await self._retire(cache)
@@ -190,6 +180,7 @@ class CacheKeeper:
     async def _forget(self, cache: ContextCache) -> None:
         await self._change(cache.id, lambda same: same)
         await asyncio.to_thread(self._store.delete, cache.id)
+        self.release(cache.id)
 
     async def _retire(self, cache: ContextCache) -> None:
         """A cache whose model is not served: nothing of it is stored, and no further minute starts."""

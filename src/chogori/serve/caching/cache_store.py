@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from chogori.serve.accounts.database import Database, metadata
+from chogori.serve.accounts.keys import api_key
 from chogori.serve.caching.context_cache import CacheContent, CacheFailure, ContextCache, Object
 
 CACHES = Table(
@@ -133,6 +134,13 @@ class CacheStore:
         with self._database.read() as connection:
             rows = connection.execute(_STATES.order_by(CACHES.c.number)).mappings().all()
         return [_cache(row) for row in rows]
+
+    def of_closed_keys(self, now: float) -> set[str]:
+        """Ids of caches whose key was revoked or has expired."""
+        closed = api_key.c.revoked_at.is_not(None) | (api_key.c.expires_at <= now)
+        with self._database.read() as connection:
+            wanted = select(CACHES.c.id).join(api_key, api_key.c.id == CACHES.c.owner).where(closed)
+            return set(connection.execute(wanted).scalars())
 
     def tokens_of(self, owner: str, now: int) -> int:
         """Tokens of an owner's caches that have not expired."""

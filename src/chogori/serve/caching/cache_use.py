@@ -7,7 +7,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import cast
 
+from fastapi import Request
+
 from chogori.chat.completer import ChatRequest, Completer, Event, Started, TextRequest, Usage
+from chogori.serve.accounts.caller import caller_of
 from chogori.serve.api_errors import ApiError
 from chogori.serve.caching.cache_reference import CacheReference, reference_of_headers, reference_of_message
 from chogori.serve.caching.context_cache import ContextCache
@@ -80,6 +83,11 @@ class _FromCache:
         return min(max(event.cached_tokens, self._hit.cache.tokens), event.prompt_tokens)
 
 
+def owner_of(request: Request) -> str:
+    """Whose caches a request may see: its key's, or everybody's where the server asks for no key."""
+    return caller_of(request).key_id or ""
+
+
 async def named_cache(
     caching: ContextCaching, owner: str, body: ChatCompletionRequest, headers: Mapping[str, str]
 ) -> NamedCache | None:
@@ -89,6 +97,13 @@ async def named_cache(
     """
     reference = reference_of_headers(headers)
     first = body.messages[0]
+    if any(message.get("role") == CACHE_ROLE for message in body.messages[1:]):
+        raise ApiError(
+            "a message of role cache is not the first; expected it before all others",
+            status=400,
+            field="messages",
+            code="invalid_cache_reference",
+        )
     if first.get("role") != CACHE_ROLE:
         if reference is None:
             return None

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 
-from chogori.serve.accounts.caller import caller_of
 from chogori.serve.answering import served_model
 from chogori.serve.caching.cache_store import Page
+from chogori.serve.caching.cache_use import owner_of
 from chogori.serve.caching.caching_models import (
     CacheDeleted,
     CacheList,
@@ -142,11 +142,6 @@ async def delete_cache(request: Request, cache_id: str) -> CacheDeleted:
     """Let a cache go, with its tags. Its storage ends with the minute that has started."""
     await _caching(request).delete(owner_of(request), cache_id)
     return CacheDeleted(id=cache_id)
-
-
-def owner_of(request: Request) -> str:
-    """Whose caches a request may see: its key's, or everybody's where the server asks for no key."""
-    return caller_of(request).key_id or ""
 
 
 def _caching(request: Request) -> ContextCaching:

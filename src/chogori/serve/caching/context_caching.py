@@ -8,13 +8,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from chogori.serve.accounts.database import Database
+from chogori.serve.accounts.ledger import UsageLedger
 from chogori.serve.api_errors import ApiError
+from chogori.serve.backend import Backend
 from chogori.serve.caching.cache_keeper import CacheKeeper
+from chogori.serve.caching.cache_ledger import OwnersLedger
 from chogori.serve.caching.cache_reference import TAG, CacheReference
 from chogori.serve.caching.cache_store import CacheStore, Page, Tag
 from chogori.serve.caching.context_cache import CacheContent, ContextCache
 from chogori.serve.caching.prefix import Prefix
-from chogori.serve.caching.prefix_pinner import PrefixPinner
+from chogori.serve.caching.prefix_pinner import PrefixPinner, pinner_of
 from chogori.serve.caching.settings import CachingSettings
 
 _ID = re.compile(r"cache-[0-9a-f]{32}")
@@ -41,6 +45,17 @@ class NewCache:
     metadata: Mapping[str, str]
     lifetime: Lifetime
     tags: Sequence[str]
+
+
+def context_caching(
+    backend: Backend, database: Database, ledger: UsageLedger, settings: CachingSettings
+) -> ContextCaching:
+    """The context caches of a server over a backend."""
+    store, pinner = CacheStore(database), pinner_of(backend)
+    keeper = CacheKeeper(
+        store, pinner, OwnersLedger(ledger), settings, models=lambda: {card.id for card in backend.models}
+    )
+    return ContextCaching(store, keeper, pinner, settings)
 
 
 class ContextCaching:

@@ -13,7 +13,7 @@ from chogori.chat.messages import JSON, Message, ToolSpec, messages_from_openai,
 from chogori.errors import MessageError, RequestError
 from chogori.serve.api_errors import ApiError
 from chogori.serve.openai.parameters import SamplingParameters, Tokens, Whole
-from chogori.serve.openai.wire_schemas import MESSAGE, TOOL
+from chogori.serve.openai.wire_schemas import MESSAGE, MESSAGE_OR_CACHE, TOOL
 
 MAX_TOOLS = 128
 _PATH = re.compile(r"(messages|tools)\[\d+\][\w.\[\]]*")
@@ -22,6 +22,12 @@ _PATH = re.compile(r"(messages|tools)\[\d+\][\w.\[\]]*")
 Messages = Annotated[
     list[dict[str, Any]], Field(min_length=1), WithJsonSchema({"type": "array", "minItems": 1, "items": MESSAGE})
 ]
+MessagesAfterCache = Annotated[
+    list[dict[str, Any]],
+    Field(min_length=1),
+    WithJsonSchema({"type": "array", "minItems": 1, "items": MESSAGE_OR_CACHE}),
+]
+"""Their first may stand for a context cache; `serve.caching` puts its messages in that place."""
 Tools = Annotated[
     list[dict[str, Any]],
     Field(max_length=MAX_TOOLS),
@@ -66,7 +72,7 @@ class ResponseFormat(BaseModel):
 class ChatCompletionRequest(SamplingParameters):
     """A conversation to answer, in OpenAI's shape with Moonshot's extras."""
 
-    messages: Messages
+    messages: MessagesAfterCache
     max_completion_tokens: Tokens | None = None
     tools: Tools | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None

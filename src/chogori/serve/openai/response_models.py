@@ -165,6 +165,9 @@ class ModelObject(BaseModel):
     owned_by: str
     context_length: int | None
     """Tokens of prompt and answer together; null where nobody says."""
+    display_name: str | None = None
+    """Only where a licence asks that the model's own name be shown."""
+    licence: str | None = None
 
 
 class ModelList(BaseModel):

@@ -35,21 +35,26 @@ def _message(roles: list[JsonValue], required: list[JsonValue], **properties: Js
     }
 
 
-MESSAGE: dict[str, JsonValue] = {
-    "title": "Message",
-    "oneOf": [
-        _message(["system", "developer", "user"], ["content"], content=_CONTENT),
-        _message(
-            ["assistant"],
-            [],
-            content=_CONTENT_OR_NULL,
-            tool_calls={"type": "array", "items": _CALL},
-            partial={"type": "boolean", "description": "Of the last message: continue it (Moonshot's partial mode)."},
-        ),
-        _message(
-            ["tool"], ["content", "tool_call_id"], content=_CONTENT, tool_call_id={"type": "string", "minLength": 1}
-        ),
-    ],
+_SPOKEN: list[JsonValue] = [
+    _message(["system", "developer", "user"], ["content"], content=_CONTENT),
+    _message(
+        ["assistant"],
+        [],
+        content=_CONTENT_OR_NULL,
+        tool_calls={"type": "array", "items": _CALL},
+        partial={"type": "boolean", "description": "Of the last message: continue it (Moonshot's partial mode)."},
+    ),
+    _message(["tool"], ["content", "tool_call_id"], content=_CONTENT, tool_call_id={"type": "string", "minLength": 1}),
+]
+_CACHE: dict[str, JsonValue] = {
+    "type": "string",
+    "description": "Of the first message: the context cache that it stands for, cache_id=ID or tag=NAME; then, where "
+    "wanted, ;reset_ttl=SECONDS and ;dry_run=1. No tools may be given beside it.",
+}
+MESSAGE: dict[str, JsonValue] = {"title": "Message", "oneOf": _SPOKEN}
+MESSAGE_OR_CACHE: dict[str, JsonValue] = {
+    "title": "MessageOrCache",
+    "oneOf": [*_SPOKEN, _message(["cache"], ["content"], content=_CACHE)],
 }
 TOOL: dict[str, JsonValue] = {
     "title": "Tool",
