@@ -12,6 +12,8 @@ from rich.console import Console
 from chogori.cli.deploy import make_deployment, parse
 from chogori.cli.deploy_report import print_plan, remarks
 from chogori.cli.main import main
+from chogori.cli.serve import parse as parse_serve
+from chogori.deploy.fleet import Access, gateway_command
 from tests.deploy.deepseek_v3 import write_folder
 from tests.deploy.deployments import OFFICIAL
 
@@ -110,6 +112,16 @@ def test_what_must_be_known_first_is_noted(tmp_path: Path) -> None:
         index = {"metadata": {"total_size": stored}, "weight_map": {}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
         assert len(noted(str(folder), "--gpus", "16", "--gpu", "h200")) == expected
+
+
+@pytest.mark.parametrize(("access", "keys"), [("require-keys", True), ("open", False)])
+def test_the_gateway_understands_its_command(access: Access, keys: bool) -> None:
+    """Read back by the command line that it is written for."""
+    command = gateway_command("http://10.0.0.1:8000/v1", 4096, host="0.0.0.0", port=9000, access=access)
+    options = parse_serve(command.words[2:])
+    assert (options.model, options.context_length) == ("http://10.0.0.1:8000/v1", 4096)
+    assert (options.settings.host, options.settings.port) == ("0.0.0.0", 9000)
+    assert (options.settings.require_keys, options.settings.open) == (keys, not keys)
 
 
 def test_it_needs_neither_torch_nor_the_web_framework() -> None:
