@@ -20,6 +20,7 @@ from chogori.chat.completer import (
     Usage,
 )
 from chogori.chat.program import ProgramCompleter
+from chogori.chat.token_estimate import tokens_of_four_bytes
 from chogori.serve.backend import Gauges, ModelCard
 
 Asked = ChatRequest | TextRequest
@@ -129,6 +130,9 @@ class ScriptedBackend:
 
     def count_tokens(self, request: ChatRequest) -> int:
         return sum(len(message.content) for message in request.messages) // 4
+
+    def count_text(self, text: str) -> int:
+        return tokens_of_four_bytes(text)
 
     def gauges(self) -> Gauges:
         return self.state

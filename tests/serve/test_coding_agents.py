@@ -157,6 +157,9 @@ class CallingEngine:
     def count_tokens(self, request: ChatRequest) -> int:
         return self.engine.count_tokens(request)
 
+    def count_text(self, text: str) -> int:
+        return self.engine.count_text(text)
+
     def gauges(self) -> Gauges:
         return self.engine.gauges()
 

@@ -13,6 +13,7 @@ from chogori.errors import (
     BackendTimeoutError,
     ChogoriError,
     ContextLengthError,
+    DatabaseError,
     OverloadedError,
     PinLimitError,
     RequestError,
@@ -60,6 +61,14 @@ def api_error_of(error: Exception) -> ApiError:
             return ApiError(str(error), status=429, code="engine_overloaded", headers=retry_after)
         case PinLimitError():
             return ApiError(str(error), status=429, code="cache_full")
+        case DatabaseError():
+            logger.error("%s", error)  # where the database is, is nobody's business
+            return ApiError(
+                "keys and usage cannot be read or written at the moment, and nothing is served unmetered",
+                status=503,
+                code="accounts_unavailable",
+                headers={"retry-after": "5"},
+            )
         case BackendTimeoutError():
             return ApiError(str(error), status=504, code="timeout")
         case BackendError():

@@ -19,6 +19,8 @@ class ModelCard:
     owned_by: str
     context_length: int | None
     """Most tokens of prompt and answer together; None where nobody says."""
+    has_kimi_k2_sizes: bool = False
+    """Whether the model is known to be built like Kimi K2, whatever it is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,13 @@ class Backend(Protocol):
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the rendered prompt, generation prompt included."""
+        ...
+
+    def count_text(self, text: str) -> int:
+        """Tokens of a piece of an answer, by which answers are metered that end before their Usage says it.
+
+        Called for every event of a stream, so it asks nobody.
+        """
         ...
 
     def gauges(self) -> Gauges: ...

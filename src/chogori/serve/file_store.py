@@ -30,6 +30,8 @@ class StoredFile:
     bytes: int
     created_at: int
     """Unix time in seconds."""
+    owner: str = ""
+    """`Caller.owner` of whoever uploaded it; nobody else knows that it is there."""
 
 
 class FileStore:
@@ -49,7 +51,9 @@ class FileStore:
                 if is_old and not path.with_suffix(_RECORD).exists():
                     path.unlink(missing_ok=True)
 
-    def add(self, content: Iterable[bytes], *, filename: str, purpose: str, max_bytes: int) -> StoredFile:
+    def add(
+        self, content: Iterable[bytes], *, filename: str, purpose: str, max_bytes: int, owner: str = ""
+    ) -> StoredFile:
         """Store a file. Raises the 413 of one that is larger than `max_bytes`, and then keeps nothing."""
         file_id = f"file-{secrets.token_hex(16)}"
         num_bytes = 0
@@ -68,31 +72,43 @@ class FileStore:
                 yield piece
 
         write_atomically(self._path(file_id, _CONTENT), counted())
-        file = StoredFile(id=file_id, filename=filename, purpose=purpose, bytes=num_bytes, created_at=int(time.time()))
+        file = StoredFile(
+            id=file_id,
+            filename=filename,
+            purpose=purpose,
+            bytes=num_bytes,
+            created_at=int(time.time()),
+            owner=owner,
+        )
         write_text_atomically(self._path(file_id, _RECORD), json.dumps(asdict(file)))
         return file
 
-    def list(self) -> list[StoredFile]:
-        """All files, the newest first."""
+    def list(self, owner: str = "") -> list[StoredFile]:
+        """An owner's files, the newest first."""
         files: list[StoredFile] = []
         for path in self._folder.glob(f"*{_RECORD}"):
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                 files.append(StoredFile(**json.loads(path.read_text("utf-8"))))
+        files = [file for file in files if file.owner == owner]
         return sorted(files, key=lambda file: (file.created_at, file.id), reverse=True)
 
-    def get(self, file_id: str) -> StoredFile:
-        """What is known of a file. Raises the 404 of one that is not there."""
+    def get(self, file_id: str, owner: str = "") -> StoredFile:
+        """What is known of a file. Raises the 404 of one that is not there, or is another's."""
         try:
-            return StoredFile(**json.loads(self._path(file_id, _RECORD).read_text("utf-8")))
+            file = StoredFile(**json.loads(self._path(file_id, _RECORD).read_text("utf-8")))
         except FileNotFoundError:
             raise _missing(file_id) from None
+        if file.owner != owner:
+            raise _missing(file_id)
+        return file
 
-    def content_path(self, file_id: str) -> Path:
-        """Where a file's bytes are. Raises the 404 of one that is not there."""
-        return self._path(self.get(file_id).id, _CONTENT)
+    def content_path(self, file: StoredFile) -> Path:
+        """Where a file's bytes are."""
+        return self._path(file.id, _CONTENT)
 
-    def delete(self, file_id: str) -> None:
-        """Remove a file. Raises the 404 of one that is not there."""
+    def delete(self, file_id: str, owner: str = "") -> None:
+        """Remove a file. Raises the 404 of one that is not there, or is another's."""
+        self.get(file_id, owner)
         with disk_errors(f"delete {file_id}"):
             try:
                 self._path(file_id, _RECORD).unlink()

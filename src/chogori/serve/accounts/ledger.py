@@ -120,11 +120,7 @@ class OpenUsage:
     def __init__(self, writer: LedgerWriter, row: dict[str, Any]) -> None:
         self._writer = writer
         self._row = row
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens counted so far, of prompt and answer."""
-        return self._row["prompt_tokens"] + self._row["completion_tokens"]
+        self._is_closed = False
 
     async def progress(self, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> None:
         """Set the counts, and return when they are committed. Raises DatabaseError: then nothing more may leave."""
@@ -136,13 +132,21 @@ class OpenUsage:
         self._set(prompt_tokens, cached_tokens, completion_tokens)
         await self.close("finished")
 
+    def note(self, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> None:
+        """Set the counts without waiting; they are committed before any later ones."""
+        self._set(prompt_tokens, cached_tokens, completion_tokens)
+        self._writer.submit_silently(self._counted(None))
+
     async def close(self, outcome: Outcome) -> None:
         """Close the row with the counts as they are. Raises DatabaseError; it is written later then."""
+        self._is_closed = True
         await self._writer.submit(self._counted(outcome))
 
     def abandon(self, outcome: Outcome) -> None:
-        """`close`, where nobody can wait for it."""
-        self._writer.submit_silently(self._counted(outcome))
+        """`close`, where nobody can wait for it; does nothing to a row that is closed."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._writer.submit_silently(self._counted(outcome))
 
     def _set(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> None:
         self._row |= {

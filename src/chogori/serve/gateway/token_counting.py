@@ -45,6 +45,10 @@ class PromptCounter:
         told = self._ask(request) if self._is_offered else None
         return count_prompt_tokens(request, tokens_of_four_bytes) if told is None else told
 
+    def count_text(self, text: str) -> int:
+        """Tokens of a text by itself; asks nobody."""
+        return tokens_of_four_bytes(text) if self._tokenizer is None else len(self._tokenizer.encode(text))
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()

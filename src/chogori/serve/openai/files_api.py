@@ -9,6 +9,7 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
+from chogori.serve.accounts.caller import caller_of
 from chogori.serve.api_errors import ApiError
 from chogori.serve.file_store import FileStore, StoredFile
 from chogori.serve.openai.response_models import FileDeleted, FileList, FileObject, errors
@@ -34,7 +35,11 @@ async def create_file(
         if purpose == "file-extract":
             _require_text(file.file, file.filename or "")
         return _files(request).add(
-            _pieces(file.file), filename=file.filename or "", purpose=purpose, max_bytes=settings.max_file_bytes
+            _pieces(file.file),
+            filename=file.filename or "",
+            purpose=purpose,
+            max_bytes=settings.max_file_bytes,
+            owner=caller_of(request).owner,
         )
 
     return _file_object(await run_in_threadpool(store))
@@ -49,7 +54,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> FileList:
     """Stored files, by default the newest first. `after` is the id of the last one that was seen."""
-    files = await run_in_threadpool(_files(request).list)
+    files = await run_in_threadpool(_files(request).list, caller_of(request).owner)
     if order == "asc":
         files.reverse()
     if after is not None:
@@ -70,13 +75,13 @@ async def list_files(
 @router.get("/v1/files/{file_id}", responses=errors(404))
 async def retrieve_file(request: Request, file_id: str) -> FileObject:
     """What is known of a file."""
-    return _file_object(await run_in_threadpool(_files(request).get, file_id))
+    return _file_object(await run_in_threadpool(_files(request).get, file_id, caller_of(request).owner))
 
 
 @router.delete("/v1/files/{file_id}", responses=errors(404, 500))
 async def delete_file(request: Request, file_id: str) -> FileDeleted:
     """Remove a file."""
-    await run_in_threadpool(_files(request).delete, file_id)
+    await run_in_threadpool(_files(request).delete, file_id, caller_of(request).owner)
     return FileDeleted(id=file_id)
 
 
@@ -91,10 +96,10 @@ async def delete_file(request: Request, file_id: str) -> FileDeleted:
 async def retrieve_file_content(request: Request, file_id: str) -> FileResponse:
     """The bytes of a file; its text, where its purpose is `file-extract`."""
     files = _files(request)
-    file = await run_in_threadpool(files.get, file_id)
+    file = await run_in_threadpool(files.get, file_id, caller_of(request).owner)
     is_text = file.purpose == "file-extract"
     return FileResponse(
-        files.content_path(file_id),
+        files.content_path(file),
         media_type="text/plain; charset=utf-8" if is_text else "application/octet-stream",
         headers={"x-content-type-options": "nosniff"},  # a browser must not run what somebody uploaded
     )

@@ -50,7 +50,7 @@ async def create_completion(request: Request, body: Annotated[CompletionRequest,
         logprobs=asked[0].sampling.logprobs,
         include_usage=body.include_usage,
     )
-    completer = metered_completer(request, API)
+    completer = metered_completer(request, API, streamed=bool(body.stream))
     if body.stream:
         first = await open_answer(request, asked[0], api=API)
         events = _in_turn(first, completer, asked)
