@@ -52,7 +52,7 @@ class ServerProcess:
 
 @contextmanager
 def server_process(folder: Path, *options: str) -> Generator[ServerProcess]:
-    """The server until the block ends, which it must leave by itself once it is told to."""
+    """The server until the block ends, which it must leave by itself once it is told to, unless the block killed it."""
     command = [sys.executable, "-m", "chogori", "serve", "--model", "tiny:random", "--port", "0"]
     command += ["--data-dir", str(folder / "data"), "--engine.num-threads", "1", *options]
     complaints = folder / "stderr.txt"
@@ -66,6 +66,8 @@ def server_process(folder: Path, *options: str) -> Generator[ServerProcess]:
             address = httpx.URL(next(word for word in words if word.startswith("http")).rstrip(","))
             assert address.port is not None
             yield ServerProcess(process=process, host=address.host, port=address.port, complaints=complaints)
+            if process.poll() == -signal.SIGKILL:
+                return
             process.send_signal(signal.SIGTERM)
             process.wait(PATIENCE_S)
             assert process.returncode in (0, -signal.SIGTERM), complaints.read_text()

@@ -128,6 +128,7 @@ class World:
 def new_cache(text: str = "harbour", *, ttl_s: int | None = None, **fields: object) -> NewCache:
     values: dict[str, object] = {
         "model": "kimi-test",
+        "context_length": 1_000,
         "content": CacheContent(messages=[{"role": "system", "content": text}]),
         "name": "",
         "description": "",

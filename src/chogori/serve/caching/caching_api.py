@@ -61,8 +61,10 @@ async def create_cache(request: Request, body: Annotated[CreateCacheRequest, Bod
     """Make a cache. It is pending until its prefix is computed, then ready."""
     lifecycle: Lifecycle = request.app.state.lifecycle
     lifecycle.require_ready()
+    card = served_model(request, body.model)
     new = NewCache(
-        model=served_model(request, body.model).id,
+        model=card.id,
+        context_length=card.context_length,
         content=CacheContent(messages=body.messages, tools=body.tools or []),
         name=body.name or "",
         description=body.description or "",

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from chogori.errors import ContextLengthError
 from chogori.serve.accounts.database import Database
 from chogori.serve.accounts.ledger import UsageLedger
 from chogori.serve.api_errors import ApiError
@@ -39,6 +40,8 @@ class NewCache:
     """A cache as it is asked for."""
 
     model: str
+    context_length: int | None
+    """The model's, in tokens, where it is known."""
     content: CacheContent
     name: str
     description: str
@@ -78,6 +81,12 @@ class ContextCaching:
         now = self.keeper.now
         expires_at = self.expiry(new.lifetime)
         tokens = await asyncio.to_thread(self._pinner.count_prefix, prefix.request(new.model))
+        if new.context_length is not None and tokens >= new.context_length:
+            raise ContextLengthError(
+                f"the cache has {tokens} tokens; expected fewer than the model's context of {new.context_length}, so "
+                "that a conversation can go on from it",
+                field="messages",
+            )
         stored = await asyncio.to_thread(self._store.tokens_of, owner, now)
         if stored + tokens > self._settings.max_tokens_per_key:
             raise ApiError(
