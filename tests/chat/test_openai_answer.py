@@ -167,7 +167,7 @@ def test_any_mixture_of_calls_is_told_in_order(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("deltas", "message"),
     [
-        ([call(index=0, id="a", arguments="{}")], "call 0 of choice 0 without a name"),
+        ([call(index=0, id=":0", arguments="{}")], "call 0 of choice 0 without a name"),
         ([call(index=0, id="a", name="f", arguments="{}"), call(index=1, id="b", name="g", arguments="{}"),
           call(index=0, arguments="x")], "went on with call 0 of choice 0 after its end"),
         ([{"function": 3}], "int for a function"),

@@ -23,6 +23,7 @@ from chogori.chat.completer import (
 from chogori.chat.json_prefix import JsonPrefix
 from chogori.chat.openai_logprobs import logprobs_of
 from chogori.chat.token_estimate import count_prompt_tokens, num_earlier_calls
+from chogori.chat.tool_call_events import name_of
 from chogori.errors import BackendError
 
 Object: TypeAlias = Mapping[str, object]
@@ -158,8 +159,10 @@ class _Choice:
     def _call_of(self, key: object, call_id: str, name: str) -> _Call:
         """The call that a delta continues, or a new one."""
         if key is not None:
-            for call in self._calls:
+            for call in reversed(self._calls):
                 if call.key == key:
+                    if name and call.has_arguments and call_id not in ("", call.id):
+                        break  # some give every call the same index
                     return call
         elif self._calls:
             last = self._calls[-1]
@@ -176,6 +179,7 @@ class _Choice:
             if index == self._num_begun:
                 if not (call.has_arguments or is_last or index + 1 < len(self._calls)):
                     break  # its name may go on
+                call.name = call.name or name_of(call.id).name
                 if not call.name:
                     raise BackendError(f"the server sent call {index} of choice {self.index} without a name")
                 call_id = call.id or f"functions.{call.name}:{self.first_call + index}"

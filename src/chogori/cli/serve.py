@@ -12,7 +12,7 @@ from chogori.cli.local_model import LocalBackend, ModelName
 from chogori.engine.config import EngineConfig
 from chogori.errors import ConfigError
 from chogori.serve.backend import Backend
-from chogori.serve.gateway.config import HttpBackendConfig
+from chogori.serve.gateway.config import HttpBackendConfig, RepairConfig
 from chogori.serve.settings import ServeSettings
 
 ADDRESS_PREFIXES = ("http://", "https://")
@@ -33,6 +33,7 @@ class ServeArguments:
     settings: Annotated[ServeSettings, tyro.conf.arg(name="")] = field(default_factory=ServeSettings)
     engine: EngineConfig = field(default_factory=EngineConfig)
     backend: HttpBackendConfig = field(default_factory=HttpBackendConfig)
+    repair: RepairConfig = field(default_factory=RepairConfig)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,8 +47,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _local(options: ServeArguments) -> Backend:
-    if options.backend != HttpBackendConfig():
-        raise ConfigError(f"backend is for a server at an address; model is {options.model!r}")
+    for name, given, default in (
+        ("backend", options.backend, HttpBackendConfig()),
+        ("repair", options.repair, RepairConfig()),
+    ):
+        if given != default:
+            raise ConfigError(f"{name} is for a server at an address; model is {options.model!r}")
     name = ModelName.parse(options.model)
     return LocalBackend(name, name.sizes(options.context_length), options.engine)
 
@@ -58,7 +63,7 @@ def _remote(options: ServeArguments) -> Backend:
     # Lazily: a local model needs no HTTP client.
     from chogori.serve.gateway.http_backend import HttpBackend
 
-    return HttpBackend(options.model, options.backend, context_length=options.context_length)
+    return HttpBackend(options.model, options.backend, repair=options.repair, context_length=options.context_length)
 
 
 def parse(arguments: Sequence[str]) -> ServeArguments:

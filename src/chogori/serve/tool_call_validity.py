@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Literal, cast
 
 from chogori.chat.messages import JSON, ToolSpec
+from chogori.errors import MessageError
+from chogori.serve.argument_schema import ArgumentSchema
 
 Validity = Literal["valid", "not_json", "schema_violation", "undeclared", "unchecked"]
 
@@ -14,40 +17,45 @@ Validity = Literal["valid", "not_json", "schema_violation", "undeclared", "unche
 def validity_of(tool: ToolSpec | None, arguments: str) -> Validity:
     """How a finished call fits the tool of its name, None where none was declared.
 
-    Schemas with regular expressions are not checked: Python's take exponential time on the wrong pattern, and the
-    pattern is the client's. Nor are schemas that are themselves wrong, or refer to something outside.
+    `unchecked` is only what no call can be held against: a schema that is itself wrong, or refers to something outside.
     """
     if tool is None:
         return "undeclared"
     try:
-        value = cast(JSON, json.loads(arguments))
-    except (ValueError, RecursionError):
+        value = read_json(arguments)
+    except ValueError:
         return "not_json"
     if not isinstance(value, Mapping):
         return "schema_violation"
-    if _has_pattern(tool.parameters):
-        return "unchecked"
-    # Heavy, and needed by the first tool call only.
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
-
     try:
-        # An empty registry: the default one would fetch what `$ref` names from the network.
-        validator = cast(Any, Draft202012Validator(dict(tool.parameters), registry=Registry()))  # partly untyped
-        return "valid" if validator.is_valid(value) else "schema_violation"
-    except Exception:
-        # Whatever the validator stumbles over is in the client's schema, and an answer must not fail by being counted.
+        return "schema_violation" if ArgumentSchema.of(tool.parameters).problems(value) else "valid"
+    except MessageError:
         return "unchecked"
+    except ValueError:
+        return "not_json"
 
 
-def _has_pattern(schema: JSON) -> bool:
-    pending: list[JSON] = [schema]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, Mapping):
-            if isinstance(item.get("pattern"), str) or "patternProperties" in item:
-                return True
-            pending.extend(item.values())
-        elif isinstance(item, Sequence) and not isinstance(item, str):
-            pending.extend(cast(Sequence[JSON], item))
-    return False
+def read_json(text: str) -> JSON:
+    """Read JSON text; numbers with a fraction come as Decimal, which keeps how they were written.
+
+    Raises ValueError for anything else, such as NaN, halves of characters, and for what no program can hold: numbers
+    with exponents of twenty digits, nesting deeper than is ever meant.
+    """
+    try:
+        value = cast(JSON, json.loads(text, parse_constant=_refuse, parse_float=_number))
+        if "\\ud" in text.lower():  # half of a pair of escapes makes a string that is no text
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
+
+
+def _number(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except ArithmeticError as error:
+        raise ValueError(f"{text[:40]} is out of every range") from error
+
+
+def _refuse(constant: str) -> JSON:
+    raise ValueError(f"{constant} is no JSON")

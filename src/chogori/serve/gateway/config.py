@@ -1,9 +1,10 @@
-"""Settings of a backend by URL. No field holds its key: that is read from the environment."""
+"""Settings of a backend by URL, and of what is done for its tool calls. No field holds a key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from chogori.chat.openai_body import LimitField
 from chogori.errors import ConfigError
@@ -41,6 +42,27 @@ class HttpBackendConfig:
         _check("max_retries", self.max_retries, self.max_retries >= 0, "at least 0")
         _check("max_running", self.max_running, self.max_running >= 1, "at least 1")
         _check("max_waiting", self.max_waiting, self.max_waiting >= 0, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairConfig:
+    """How far the gateway goes for a call that only the model can put right."""
+
+    max_rounds: int = 2
+    """Times that the model is asked to continue a call or to make it again, for each broken call; 0 for never."""
+    max_tokens: int = 8192
+    """Tokens that all rounds of one request may produce. They count in its usage, and may exceed its token limit: half
+    a call is of no use."""
+    continuation: Literal["auto", "completions", "partial", "none"] = "auto"
+    """How a call that was cut off is continued: by /v1/completions, for which `backend.tokenizer` is needed; in
+    Moonshot's partial mode; or not, but made again. `auto`: by completions where there is a tokenizer, in partial mode
+    with Moonshot's API, else not."""
+
+    def __post_init__(self) -> None:
+        if self.max_rounds < 0:
+            raise ConfigError(f"repair.max_rounds is {self.max_rounds}; expected at least 0")
+        if self.max_tokens < 1:
+            raise ConfigError(f"repair.max_tokens is {self.max_tokens}; expected at least 1")
 
 
 def _check(name: str, value: object, holds: bool, expected: str) -> None:

@@ -20,8 +20,9 @@ from chogori.chat.http_failure import refusal_of
 from chogori.chat.retry_policy import RetryPolicy
 from chogori.errors import BackendError, BackendTimeoutError, ConfigError
 from chogori.serve.backend import Gauges, ModelCard
-from chogori.serve.gateway.config import HttpBackendConfig
+from chogori.serve.gateway.config import HttpBackendConfig, RepairConfig
 from chogori.serve.gateway.model_list import cards_of
+from chogori.serve.gateway.repairing import RepairingCompleter
 from chogori.serve.gateway.request_queue import RequestQueue
 from chogori.serve.gateway.token_counting import PromptCounter
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 LIST_TIMEOUT_S = 10.0
+PARTIAL_OWNERS = ("moonshot", "chogori")
+"""Who owns, by their list of models, those of servers that know Moonshot's partial mode."""
 _STARTING = (408, 425, 429, 500, 502, 503, 504)
 """Statuses of servers, and of what stands before them, that are still loading their model."""
 
@@ -42,17 +45,27 @@ class HttpBackend:
     Args:
         base_url: the address, commonly ending in `/v1`.
         config: how it is asked.
+        repair: how far to go for a broken tool call.
         context_length: of models of which the server does not say it, in tokens.
 
     Raises ConfigError for an address that is none, or an environment variable without a key.
     """
 
-    def __init__(self, base_url: str, config: HttpBackendConfig, *, context_length: int | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        config: HttpBackendConfig,
+        *,
+        repair: RepairConfig = RepairConfig(),  # noqa: B008 - frozen
+        context_length: int | None = None,
+    ) -> None:
         self._config = config
+        self._repair = repair
         self._context_length = context_length
         self._key = _key_of(config.api_key_env)
         self._cards: tuple[ModelCard, ...] = ()
-        self._completer: RequestQueue | None = None
+        self._queue: RequestQueue | None = None
+        self._completer: RepairingCompleter | None = None
         self._counter: PromptCounter | None = None
         # Made here for what it refuses; its model is known once the server has listed its own.
         self._http = HttpCompleter(
@@ -87,11 +100,17 @@ class HttpBackend:
             raise BackendError(f"{self._http.base_url} has not answered yet")
         return self._counter.count(request)
 
+    def count_text(self, text: str) -> int:
+        """Tokens of a text by itself: exact with a tokenizer, else estimated."""
+        if self._counter is None:
+            raise BackendError(f"{self._http.base_url} has not answered yet")
+        return self._counter.count_text(text)
+
     def gauges(self) -> Gauges:
         """How many requests the server has, and how many wait here."""
-        if self._completer is None:
+        if self._queue is None:
             return Gauges()
-        return Gauges(running=self._completer.running, waiting=self._completer.waiting)
+        return Gauges(running=self._queue.running, waiting=self._queue.waiting)
 
     async def start(self) -> None:
         """Wait until the server lists its models. Raises BackendError for a server that refuses, or has not the model.
@@ -104,8 +123,14 @@ class HttpBackend:
         self._counter = PromptCounter(
             self._http.base_url, self._cards[0].id, headers=self._headers, tokenizer=tokenizer
         )
-        self._completer = RequestQueue(
+        self._queue = RequestQueue(
             self._http, max_running=self._config.max_running, max_waiting=self._config.max_waiting
+        )
+        self._completer = RepairingCompleter(
+            self._queue,
+            self._repair,
+            tokenizer=tokenizer,
+            is_partial=any(card.owned_by in PARTIAL_OWNERS for card in self._cards),
         )
 
     async def stop(self) -> None:
