@@ -20,6 +20,7 @@ from chogori.model.accounting import count_parameters
 from chogori.model.config import PRESETS, K2Config
 from chogori.model.hf_config import from_hf
 from chogori.serve.backend import Gauges, ModelCard
+from chogori.serve.caching.prefix_pinner import PinnedPrefix
 from chogori.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class LocalBackend:
             created=int(time.time()),
             owned_by="chogori",
             context_length=sizes.max_position_embeddings,
+            has_kimi_k2_sizes=_has_kimi_k2_sizes(sizes),
         )
         self._completer: EngineCompleter | None = None
 
@@ -132,6 +134,18 @@ class LocalBackend:
         """Tokens of the rendered prompt."""
         return self._started().count_tokens(request)
 
+    def count_text(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self._started().tokenizer.encode(text))
+
+    def count_prefix(self, request: ChatRequest) -> int:
+        """Tokens of a conversation's beginning."""
+        return self._started().count_prefix(request)
+
+    async def pin_prefix(self, request: ChatRequest) -> PinnedPrefix:
+        """Keep a conversation's beginning in the engine's cache. Raises what `EngineCompleter.pin` does."""
+        return await self._started().pin(request)
+
     def gauges(self) -> Gauges:
         """How busy the engine is."""
         if self._completer is None:
@@ -142,7 +156,11 @@ class LocalBackend:
             waiting=state.waiting,
             cache_tokens_used=state.cache_tokens_used,
             cache_tokens_total=state.cache_tokens_total,
-            extra={"cache_tokens_kept": state.cache_tokens_kept, "steps": state.steps},
+            extra={
+                "cache_tokens_kept": state.cache_tokens_kept,
+                "cache_tokens_pinned": state.cache_tokens_pinned,
+                "steps": state.steps,
+            },
         )
 
     async def start(self) -> None:
@@ -158,6 +176,12 @@ class LocalBackend:
         if self._completer is None:
             raise BackendError("the model is not loaded yet")
         return self._completer
+
+
+def _has_kimi_k2_sizes(sizes: K2Config) -> bool:
+    """Whether a model is built like Kimi K2; one that is read further, or less far, is."""
+    official = K2Config.preset("kimi-k2")
+    return sizes.replace(max_position_embeddings=official.max_position_embeddings) == official
 
 
 def load_completer(name: ModelName, sizes: K2Config, config: EngineConfig) -> EngineCompleter:

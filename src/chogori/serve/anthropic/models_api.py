@@ -8,10 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from chogori.errors import RequestError
-from chogori.serve.answering import served_model
+from chogori.serve.answering import served_model, visible_models
 from chogori.serve.anthropic.response_models import ModelInfo, ModelPage, errors
 from chogori.serve.anthropic.route import AnthropicRoute
-from chogori.serve.backend import Backend, ModelCard
+from chogori.serve.backend import ModelCard
+from chogori.serve.licence import KIMI_K2, LicenceSettings
 
 router = APIRouter(tags=["models"], route_class=AnthropicRoute)
 
@@ -24,14 +25,13 @@ async def list_models(
     before_id: str | None = None,
 ) -> ModelPage:
     """The served models, page by page: those after a model, or the last ones before it."""
-    backend: Backend = request.app.state.backend
-    cards = list(backend.models)
+    cards = visible_models(request)
     first = 0 if after_id is None else _place(cards, after_id, "after_id") + 1
     end = len(cards) if before_id is None else _place(cards, before_id, "before_id")
     found = cards[first:end]
     page = found[:limit] if before_id is None else found[-limit:]
     return ModelPage(
-        data=[_info(card) for card in page],
+        data=[_info(card, _licence(request)) for card in page],
         has_more=len(found) > len(page),
         first_id=page[0].id if page else None,
         last_id=page[-1].id if page else None,
@@ -41,7 +41,7 @@ async def list_models(
 @router.get("/models/{model:path}", responses=errors(404))
 async def retrieve_model(request: Request, model: str) -> ModelInfo:
     """A served model, by its id or an alias."""
-    return _info(served_model(request, model))
+    return _info(served_model(request, model), _licence(request))
 
 
 def _place(cards: list[ModelCard], name: str, field: str) -> int:
@@ -51,10 +51,15 @@ def _place(cards: list[ModelCard], name: str, field: str) -> int:
     return ids.index(name)
 
 
-def _info(card: ModelCard) -> ModelInfo:
+def _licence(request: Request) -> LicenceSettings:
+    licence: LicenceSettings = request.app.state.settings.licence
+    return licence
+
+
+def _info(card: ModelCard, licence: LicenceSettings) -> ModelInfo:
     return ModelInfo(
         id=card.id,
-        display_name=card.id,
+        display_name=KIMI_K2 if licence.shows_name_of(card) else card.id,
         created_at=datetime.fromtimestamp(card.created, UTC),
         max_input_tokens=card.context_length,
     )

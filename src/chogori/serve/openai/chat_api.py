@@ -9,9 +9,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
-from chogori.chat.completer import ChatRequest
+from chogori.chat.completer import ChatRequest, Completion, Usage
 from chogori.serve.answering import open_answer, served_model, whole_answer
 from chogori.serve.backend import Backend
+from chogori.serve.caching.cache_use import hit_of, named_cache, owner_of
+from chogori.serve.caching.context_caching import ContextCaching
 from chogori.serve.connection import EventStream
 from chogori.serve.envelope import request_id
 from chogori.serve.lifecycle import Lifecycle
@@ -23,6 +25,8 @@ from chogori.serve.repairs import begun, repair_headers
 from chogori.serve.settings import ServeSettings
 
 API = "openai_chat"
+NOTHING = Completion(choices=(), usage=Usage(prompt_tokens=0, completion_tokens=0))
+"""What a dry run answers, whole also where a stream was asked for: nothing runs, so nothing is to be awaited."""
 router = APIRouter(tags=["chat"], dependencies=[Depends(require_json)])
 
 
@@ -39,9 +43,13 @@ router = APIRouter(tags=["chat"], dependencies=[Depends(require_json)])
     },
 )
 async def create_chat_completion(request: Request, body: Annotated[ChatCompletionRequest, Body()]) -> Response:
-    """Answer a conversation."""
+    """Answer a conversation. It may begin with a message of role `cache`, or name a context cache by headers."""
     headers = body.ignored_headers()
     settings: ServeSettings = request.app.state.settings
+    caching: ContextCaching = request.app.state.caching
+    named = await named_cache(caching, owner_of(request), body, request.headers)
+    if named is not None:
+        body = named.body
     model = served_model(request, body.model)
     asked = body.chat_request(
         model=model.id, request_id=request_id(request), default_temperature=settings.default_temperature
@@ -52,11 +60,16 @@ async def create_chat_completion(request: Request, body: Annotated[ChatCompletio
         fingerprint=request.app.state.fingerprint,
         include_usage=body.include_usage,
     )
+    hit = None if named is None else await hit_of(caching, named, asked, request_id=request_id(request))
+    headers |= {} if hit is None else hit.headers
+    if named is not None and named.reference.is_dry_run:
+        return JSONResponse(answer.whole(NOTHING), headers=headers)
+    through = None if hit is None else hit.through
     if body.stream:
-        source = await open_answer(request, asked, api=API)
+        source = await open_answer(request, asked, api=API, through=through)
         opened = await begun(source)
         return EventStream(answer.frames(opened.events), source, headers=headers | opened.headers)
-    completion = await whole_answer(request, asked, api=API)
+    completion = await whole_answer(request, asked, api=API, through=through)
     return JSONResponse(answer.whole(completion), headers=headers | repair_headers(completion.repairs))
 
 

@@ -31,7 +31,7 @@ def _message(roles: list[JsonValue], required: list[JsonValue], **properties: Js
     return {
         "type": "object",
         "required": ["role", *required],
-        "properties": {"role": {"enum": roles}, "name": _TEXT, **properties},
+        "properties": {"role": {"enum": roles}, "name": {"type": ["string", "null"]}, **properties},
     }
 
 
@@ -41,8 +41,11 @@ _SPOKEN: list[JsonValue] = [
         ["assistant"],
         [],
         content=_CONTENT_OR_NULL,
-        tool_calls={"type": "array", "items": _CALL},
-        partial={"type": "boolean", "description": "Of the last message: continue it (Moonshot's partial mode)."},
+        tool_calls={"type": ["array", "null"], "items": _CALL},
+        partial={
+            "type": ["boolean", "null"],
+            "description": "Of the last message: continue it (Moonshot's partial mode).",
+        },
     ),
     _message(["tool"], ["content", "tool_call_id"], content=_CONTENT, tool_call_id={"type": "string", "minLength": 1}),
 ]
