@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 
+from chogori.serve.accounts.caller import caller_of
+from chogori.serve.accounts.rate_limits import RateLimits
 from chogori.serve.answering import served_model
 from chogori.serve.caching.cache_store import Page
 from chogori.serve.caching.cache_use import owner_of
@@ -73,7 +75,11 @@ async def create_cache(request: Request, body: Annotated[CreateCacheRequest, Bod
         tags=body.tags or [],
     )
     caching = _caching(request)
-    return await _shown(caching, await caching.create(owner_of(request), new))
+    cache = await caching.create(owner_of(request), new)
+    # They count among the key's tokens per minute, as Moonshot's do.
+    limits: RateLimits = request.app.state.rate_limits
+    limits.count_tokens(caller_of(request), cache.tokens)
+    return await _shown(caching, cache)
 
 
 @router.get("/v1/caching", responses=errors(400, 404), openapi_extra=_METADATA_PARAMETER)
