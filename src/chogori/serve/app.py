@@ -50,6 +50,8 @@ EXPOSED_HEADERS = [
     "x-request-id",
     "openai-processing-ms",
     "x-chogori-ignored",
+    "x-chogori-repairs",
+    "x-chogori-tools",
     "retry-after",
     "request-id",
     *(ID_HEADER, SAVED_HEADER, EXPIRY_HEADER, NAME_HEADER),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chogori.errors import ConfigError
 from chogori.serve.caching.settings import CachingSettings
+from chogori.serve.gateway.config import ToolsConfig
 from chogori.serve.licence import LicenceSettings
 
 MEGABYTE = 1_000_000
@@ -51,6 +52,7 @@ class ServeSettings:
     """Of conversations that ask for none: what K2's README recommends. OpenAI's own default is 1."""
     anthropic_temperature_factor: float = 0.6
     """Temperatures of Anthropic requests are multiplied by this, as Moonshot's API does (K2 README); 1 for as asked."""
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
 
     caching: CachingSettings = field(default_factory=CachingSettings)
     licence: LicenceSettings = field(default_factory=LicenceSettings)

@@ -19,6 +19,7 @@ from chogori.serve.anthropic.route import AnthropicRoute
 from chogori.serve.backend import Backend
 from chogori.serve.connection import EventStream, while_connected
 from chogori.serve.envelope import request_id
+from chogori.serve.gateway.tool_ranking import with_relevant_tools
 from chogori.serve.lifecycle import Lifecycle
 from chogori.serve.openai.parameters import require_json
 from chogori.serve.repairs import begun, repair_headers
@@ -47,6 +48,8 @@ async def create_message(request: Request, body: Annotated[MessageRequest, Body(
     model = served_model(request, body.model)
     sampling = body.sampling(temperature_factor=settings.anthropic_temperature_factor)
     asked = body.chat_request(model=model.id, request_id=request_id(request), sampling=sampling)
+    ranked = with_relevant_tools(asked, settings.tools)
+    asked, headers = ranked.request, {**headers, **ranked.headers}
     marked = marked_prompt(body, model=model.id)
     answer = MessageAnswer(
         model=model.id,
@@ -77,4 +80,6 @@ async def _count(request: Request, asked: ChatRequest) -> int:
     backend: Backend = request.app.state.backend
     lifecycle: Lifecycle = request.app.state.lifecycle
     lifecycle.require_ready()
+    settings: ServeSettings = request.app.state.settings
+    asked = with_relevant_tools(asked, settings.tools).request
     return await run_in_threadpool(backend.count_tokens, asked)

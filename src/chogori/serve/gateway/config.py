@@ -65,6 +65,19 @@ class RepairConfig:
             raise ConfigError(f"repair.max_tokens is {self.max_tokens}; expected at least 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToolsConfig:
+    """What is done with many tools, of which K2 is known to choose worse."""
+
+    max_sent: int | None = None
+    """Most tools that a request is sent with, the most relevant ones; None for all. Those that the conversation has
+    used or that must be called are never left out. The header `x-chogori-tools: 12/87` says how many were sent."""
+
+    def __post_init__(self) -> None:
+        if self.max_sent is not None and self.max_sent < 1:
+            raise ConfigError(f"tools.max_sent is {self.max_sent}; expected at least 1, or None for all")
+
+
 def _check(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise ConfigError(f"backend.{name} is {value!r}; expected {expected}")

@@ -16,6 +16,7 @@ from chogori.serve.caching.cache_use import hit_of, named_cache, owner_of
 from chogori.serve.caching.context_caching import ContextCaching
 from chogori.serve.connection import EventStream
 from chogori.serve.envelope import request_id
+from chogori.serve.gateway.tool_ranking import with_relevant_tools
 from chogori.serve.lifecycle import Lifecycle
 from chogori.serve.openai.chat_answer import ChatAnswer
 from chogori.serve.openai.chat_request import ChatCompletionRequest, Messages, Tools, read_messages, read_tools
@@ -54,6 +55,9 @@ async def create_chat_completion(request: Request, body: Annotated[ChatCompletio
     asked = body.chat_request(
         model=model.id, request_id=request_id(request), default_temperature=settings.default_temperature
     )
+    if named is None:  # a cache's tools are those that it was made with
+        ranked = with_relevant_tools(asked, settings.tools)
+        asked, headers = ranked.request, {**headers, **ranked.headers}
     answer = ChatAnswer(
         asked=asked,
         model=model.id,
@@ -90,6 +94,8 @@ async def estimate_token_count(request: Request, body: Annotated[TokenEstimateRe
     lifecycle.require_ready()
     model = served_model(request, body.model)
     asked = ChatRequest(messages=read_messages(body.messages), tools=read_tools(body.tools or []), model=model.id)
+    settings: ServeSettings = request.app.state.settings
+    asked = with_relevant_tools(asked, settings.tools).request
     num_tokens = await run_in_threadpool(backend.count_tokens, asked)
     data: dict[str, Any] = {"total_tokens": num_tokens}
     return TokenEstimate.model_validate({"data": data})

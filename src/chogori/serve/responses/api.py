@@ -14,6 +14,7 @@ from chogori.errors import RequestError
 from chogori.serve.answering import metered_completer, open_answer, served_model
 from chogori.serve.connection import EventStream, while_connected
 from chogori.serve.envelope import request_id
+from chogori.serve.gateway.tool_ranking import with_relevant_tools
 from chogori.serve.openai.parameters import require_json
 from chogori.serve.openai.response_models import ANSWER_ERRORS
 from chogori.serve.repairs import begun, repair_headers
@@ -54,6 +55,8 @@ async def create_response(request: Request, body: Annotated[ResponseRequest, Bod
         model=model.id, request_id=request_id(request), default_temperature=settings.default_temperature
     )
     answer = ResponseAnswer(parameters=body.echo(asked))
+    ranked = with_relevant_tools(asked, settings.tools)
+    asked, headers = ranked.request, {**headers, **ranked.headers}
     with _fields_as_named_here():
         if body.stream:
             source = await open_answer(request, asked, api=API)
