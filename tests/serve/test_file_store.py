@@ -19,7 +19,7 @@ def add(store: FileStore, *pieces: bytes) -> str:
 def test_files_outlive_the_process(tmp_path: Path) -> None:
     file_id = add(FileStore(tmp_path), b"he", b"llo")
     again = FileStore(tmp_path)
-    assert again.content_path(file_id).read_bytes() == b"hello"
+    assert again.content_path(again.get(file_id)).read_bytes() == b"hello"
     assert again.list() == [again.get(file_id)]
 
 
@@ -44,11 +44,13 @@ def test_a_kill_between_content_and_record_leaves_no_file(tmp_path: Path, monkey
 
 
 def test_old_whole_files_are_no_leftovers(tmp_path: Path) -> None:
-    file_id = add(FileStore(tmp_path), b"x")
+    store = FileStore(tmp_path)
+    file_id = add(store, b"x")
     old = time.time() - LEFTOVERS_AGE_S - 1
     for path in tmp_path.iterdir():
         os.utime(path, (old, old))
-    assert FileStore(tmp_path).content_path(file_id).read_bytes() == b"x"
+    store = FileStore(tmp_path)
+    assert store.content_path(store.get(file_id)).read_bytes() == b"x"
 
 
 def test_a_kill_within_a_deletion_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

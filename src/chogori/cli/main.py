@@ -20,6 +20,9 @@ VERBS = {
     "export": "Write a model as llama.cpp or transformers, vLLM and SGLang read it",
     "report": "Draw the plots and the report of a run anew",
     "serve": "Serve a model by OpenAI's and Anthropic's APIs",
+    "keys": "Create, list and revoke the keys of a server's clients",
+    "usage": "Show what was used and what it costs, by key, model or day",
+    "prices": "Show or check the table of prices",
     "chat": "Talk to a model in the terminal",
     "deploy": "Size a model for GPUs, and write or start what serves it",
 }

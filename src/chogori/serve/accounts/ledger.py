@@ -17,7 +17,7 @@ from chogori.serve.accounts.caller import Caller
 from chogori.serve.accounts.database import Database
 from chogori.serve.accounts.ledger_writer import LedgerWriter, RowCharged, RowCounted, RowOpened
 from chogori.serve.accounts.prices import Price, PriceTable
-from chogori.serve.accounts.usage_table import ChargeKind, Outcome, cost_of
+from chogori.serve.accounts.usage_table import DAY_S, ChargeKind, Outcome, cost_of
 
 
 class UsageLedger:
@@ -94,13 +94,15 @@ class UsageLedger:
     def _row(
         self, kind: ChargeKind | Literal["request"], owner: str, model: str, request_id: str | None, price: Price
     ) -> dict[str, Any]:
+        now = self._clock()
         return {
             "id": uuid.uuid4().hex,
             "kind": kind,
             "request_id": request_id,
             "key_id": owner or None,
             "model": model,
-            "opened_at": self._clock(),
+            "opened_at": now,
+            "day": int(now // DAY_S),
             "prompt_tokens": 0,
             "cached_tokens": 0,
             "completion_tokens": 0,

@@ -16,6 +16,8 @@ ChargeKind = Literal["cache_creation", "cache_storage", "cache_call"]
 Outcome = Literal["finished", "cancelled", "failed", "interrupted"]
 """How a request ended: whole; left by its client or its server's stop; by an error; by the death of its server."""
 
+DAY_S = 86_400
+
 usage = sql.Table(
     "usage",
     metadata,
@@ -28,6 +30,7 @@ usage = sql.Table(
     sql.Column("api", sql.String(32)),
     sql.Column("model", sql.String(200), nullable=False),
     sql.Column("opened_at", sql.Double, nullable=False),  # Unix time in seconds
+    sql.Column("day", sql.Integer, nullable=False),  # of opened_at: days of UTC since 1970-01-01
     sql.Column("closed_at", sql.Double),
     sql.Column("outcome", sql.String(16)),  # None while the request runs
     sql.Column("prompt_tokens", sql.BigInteger, nullable=False, default=0),
