@@ -52,6 +52,13 @@ def test_the_limit_has_the_name_that_the_server_knows() -> None:
     assert "max_tokens" not in body
 
 
+def test_a_cache_key_is_sent_to_those_who_know_it() -> None:
+    request = ChatRequest(messages=[USER], cache_key="cache-1")
+    assert "prompt_cache_key" not in chat_body(request)
+    body = body_of(request, model="m", limit_field="max_tokens", sends_cache_key=True)
+    assert body["prompt_cache_key"] == "cache-1"
+
+
 def test_the_model_of_the_request_comes_first() -> None:
     assert chat_body(ChatRequest(messages=[USER], model="other"))["model"] == "other"
 

@@ -99,6 +99,8 @@ class ChatRequest:
     """Whether one answer may hold several calls."""
     response_format: JsonFormat | None = None
     sampling: Sampling = Sampling()
+    cache_key: str | None = None
+    """What conversations share that begin alike, for servers that keep their caches by such a name."""
     model: str | None = None
     """Which of a backend's models; None for its only or first one."""
     request_id: str | None = None

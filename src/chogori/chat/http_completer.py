@@ -55,6 +55,7 @@ class HttpCompleter:
         first_token_timeout_s: float = 600.0,
         between_tokens_timeout_s: float = 120.0,
         limit_field: LimitField = "max_tokens",
+        sends_cache_key: bool = False,
         count_tokens: Callable[[str], int] = tokens_of_four_bytes,
         client: httpx.AsyncClient | None = None,
         clock: Callable[[], float] = time.time,
@@ -62,6 +63,7 @@ class HttpCompleter:
         random_source: random.Random | None = None,
     ) -> None:
         """`limit_field`: what the server calls the token limit; OpenAI's reasoning models know the longer name only.
+        `sends_cache_key`: whether it takes a `prompt_cache_key`, as OpenAI's and Moonshot's do.
 
         `client` is used and left open; without it, one is made. `clock` gives Unix time.
         """
@@ -82,6 +84,7 @@ class HttpCompleter:
         self._first_token_timeout_s = first_token_timeout_s
         self._between_tokens_timeout_s = between_tokens_timeout_s
         self._limit_field: LimitField = limit_field
+        self._sends_cache_key = sends_cache_key
         self._count_tokens = count_tokens
         self._owns_client = client is None
         # As many connections as there are requests: how many run at once is for the caller to say.
@@ -165,7 +168,9 @@ class HttpCompleter:
         asked = self._client.build_request(
             "POST",
             self.base_url + path,
-            json=body_of(request, model=self.model, limit_field=self._limit_field),
+            json=body_of(
+                request, model=self.model, limit_field=self._limit_field, sends_cache_key=self._sends_cache_key
+            ),
             headers=headers,
             timeout=self._timeout,
         )

@@ -10,11 +10,14 @@ Body = dict[str, object]
 LimitField = Literal["max_tokens", "max_completion_tokens"]
 
 
-def body_of(request: ChatRequest | TextRequest, *, model: str, limit_field: LimitField) -> Body:
+def body_of(
+    request: ChatRequest | TextRequest, *, model: str, limit_field: LimitField, sends_cache_key: bool = False
+) -> Body:
     """The JSON body. Settings that OpenAI does not have are there only where they change something.
 
     Temperature and top-p always are: a server's own defaults are not ours. `model` answers a request that names none,
-    `limit_field` is what the server calls the token limit of a conversation's answer.
+    `limit_field` is what the server calls the token limit of a conversation's answer. `sends_cache_key`: whether it
+    takes a `prompt_cache_key`.
     """
     body: Body = {"model": request.model or model, "stream": True, "stream_options": {"include_usage": True}}
     if isinstance(request, TextRequest):
@@ -32,6 +35,8 @@ def body_of(request: ChatRequest | TextRequest, *, model: str, limit_field: Limi
             body["parallel_tool_calls"] = False
     if request.response_format is not None:
         body["response_format"] = _response_format(request.response_format)
+    if sends_cache_key and request.cache_key is not None:
+        body["prompt_cache_key"] = request.cache_key
     if request.sampling.logprobs:
         body["logprobs"] = True
         if request.sampling.top_logprobs:

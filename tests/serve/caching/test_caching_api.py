@@ -5,64 +5,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import httpx
 import pytest
-import sqlalchemy as sql
-from openai import OpenAI
 
 from chogori.chat.completer import ChatRequest
 from chogori.cli.local_model import LocalBackend, ModelName
 from chogori.engine.config import EngineConfig
 from chogori.serve.accounts.key_secret import key_secret
 from chogori.serve.accounts.keys import KeyStore
-from chogori.serve.accounts.usage_table import usage
 from chogori.serve.caching.settings import CachingSettings
+from tests.serve.caching.caching_client import ASKING, SYSTEM, TOOL, Caches
 from tests.serve.conftest import Serve
-from tests.serve.live_server import LiveServer
 from tests.serve.local_engine import eventually, is_idle, local_backend, ready
 from tests.serve.scripted_backend import Asked, Reply, ScriptedBackend
-
-SYSTEM = {"role": "system", "content": "The harbour opens at six. " * 20}
-TOOL = {
-    "type": "function",
-    "function": {"name": "open_gate", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}},
-}
-ASKING = {"role": "user", "content": "When does it open?"}
-
-
-class Caches:
-    """A client of `/v1/caching`."""
-
-    def __init__(self, server: LiveServer, key: str = "any") -> None:
-        self.server = server
-        headers = {"authorization": f"Bearer {key}"}
-        self.http = httpx.Client(base_url=f"{server.url}/v1", headers=headers, trust_env=False)
-        self.sdk = OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
-
-    def __enter__(self) -> Caches:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.close()
-        self.sdk.close()
-
-    def make(self, **fields: Any) -> dict[str, Any]:
-        """A cache that is ready."""
-        made = self.http.post("/caching", json={"messages": [SYSTEM], "ttl": 600, **fields})
-        assert made.status_code == 200, made.text
-        assert made.json()["status"] == "pending"
-        cache_id = made.json()["id"]
-        eventually(lambda: self.get(cache_id)["status"] == "ready")
-        return self.get(cache_id)
-
-    def get(self, cache_id: str) -> dict[str, Any]:
-        return self.http.get(f"/caching/{cache_id}").json()
-
-    def rows(self, kind: str) -> list[dict[str, Any]]:
-        """What the ledger has of a kind."""
-        with self.server.app.state.database.read() as connection:
-            rows = connection.execute(sql.select(usage).where(usage.c.kind == kind)).mappings()
-            return [dict(row) for row in rows]
 
 
 @pytest.fixture

@@ -23,6 +23,9 @@ class HttpBackendConfig:
     that was cut off is continued from where it ended."""
     limit_field: LimitField = "max_tokens"
     """What the server calls the token limit of an answer."""
+    sends_prompt_cache_key: bool = False
+    """Tell the server which context cache a conversation goes on from, by `prompt_cache_key`, which OpenAI's and
+    Moonshot's know; others may refuse it."""
     start_timeout_s: float = 600.0
     """How long the server may take until it lists its models: engines load weights for minutes."""
     connect_timeout_s: float = 10.0

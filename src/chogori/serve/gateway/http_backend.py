@@ -77,6 +77,7 @@ class HttpBackend:
             first_token_timeout_s=config.first_token_timeout_s,
             between_tokens_timeout_s=config.between_tokens_timeout_s,
             limit_field=config.limit_field,
+            sends_cache_key=config.sends_prompt_cache_key,
         )
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request
@@ -58,6 +59,8 @@ async def create_chat_completion(request: Request, body: Annotated[ChatCompletio
     if named is None:  # a cache's tools are those that it was made with
         ranked = with_relevant_tools(asked, settings.tools)
         asked, headers = ranked.request, {**headers, **ranked.headers}
+    if named is not None:
+        asked = replace(asked, cache_key=named.cache.id)
     answer = ChatAnswer(
         asked=asked,
         model=model.id,
