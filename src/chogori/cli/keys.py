@@ -199,10 +199,9 @@ def _list(store: KeyStore, *, as_json: bool) -> None:
     table.add_column("id", no_wrap=True)
     table.add_column("name", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for title in ("may", "models", "limits"):
-        table.add_column(title, overflow="fold")
-    table.add_column("spent USD", justify="right", no_wrap=True)
-    table.add_column("of", justify="right", no_wrap=True)
+    table.add_column("may", overflow="fold", min_width=7)
+    table.add_column("limits", min_width=8)
+    table.add_column("spent USD", justify="right")
     table.add_column("expires", no_wrap=True)
     for record in records:
         caller = record.caller
@@ -211,14 +210,20 @@ def _list(store: KeyStore, *, as_json: bool) -> None:
             record.id,
             escape(caller.name),
             f"[{'green' if state == 'active' else 'red'}]{state}[/]",
-            " ".join(sorted(caller.scopes)),
-            "all" if caller.models is None else escape(" ".join(sorted(caller.models))),
+            _may(record),
             _limits(record),
-            usd(caller.spent_picousd),
-            "" if caller.credit_picousd is None else usd(caller.credit_picousd),
+            usd(caller.spent_picousd) + ("" if caller.credit_picousd is None else f" of {usd(caller.credit_picousd)}"),
             "" if record.expires_at is None else _day(record.expires_at),
         )
     Console(highlight=False).print(table)
+
+
+def _may(record: KeyRecord) -> str:
+    from rich.markup import escape
+
+    caller = record.caller
+    models = "" if caller.models is None else f"\nonly {' '.join(sorted(caller.models))}"
+    return escape(" ".join(sorted(caller.scopes)) + models)
 
 
 def _limits(record: KeyRecord) -> str:
