@@ -10,8 +10,10 @@ import pytest
 from chogori.chat.completer import ChatRequest
 from chogori.cli.local_model import LocalBackend, ModelName
 from chogori.engine.config import EngineConfig
+from chogori.errors import BackendError
 from chogori.serve.accounts.key_secret import key_secret
 from chogori.serve.accounts.keys import KeyStore
+from chogori.serve.backend import ModelCard
 from chogori.serve.caching.settings import CachingSettings
 from tests.serve.caching.caching_client import ASKING, SYSTEM, TOOL, Caches
 from tests.serve.conftest import Serve
@@ -228,6 +230,50 @@ def test_references_that_cannot_be_are_refused(serve: Serve, backend: ScriptedBa
             refused = caches.http.post("/chat/completions", json=body, headers=headers)
             assert refused.status_code == status, refused.text
         assert not backend.completer.asked
+
+
+def test_an_expired_cache_is_made_ready_again_by_a_request_that_resets_its_time(
+    serve: Serve, backend: ScriptedBackend
+) -> None:
+    server = serve(backend)
+    with Caches(server) as caches:
+        cache = caches.make(ttl=60)
+        keeper = server.app.state.caching.keeper
+        keeper._clock = lambda: time.time() + 100
+        eventually(lambda: caches.get(cache["id"])["status"] == "expired")
+        plain = {"messages": [{"role": "cache", "content": f"cache_id={cache['id']}"}, ASKING]}
+        renewing = {"messages": [{"role": "cache", "content": f"cache_id={cache['id']};reset_ttl=300"}, ASKING]}
+        for body, status in ((plain, "expired"), (renewing, "pending")):
+            answer = caches.http.post("/chat/completions", json=body)
+            assert answer.json()["choices"][0]["message"]["content"] == "At six.", "its messages are known all the same"
+            assert "msh-context-cache-id" not in answer.headers
+            assert caches.get(cache["id"])["status"] in (status, "ready")
+        eventually(lambda: caches.get(cache["id"])["status"] == "ready")
+        assert caches.http.post("/chat/completions", json=plain).headers["msh-context-cache-id"] == cache["id"]
+        assert len(caches.rows("cache_call")) == len(caches.rows("cache_creation")) == 1
+        assert len(caches.rows("cache_storage")) == 2, "one minute of each time"
+
+
+def test_a_call_that_got_no_answer_is_not_charged(serve: Serve, backend: ScriptedBackend) -> None:
+    backend.completer.reply = lambda _: Reply(error=BackendError("it is down"))
+    with Caches(serve(backend)) as caches:
+        cache = caches.make()
+        messages = [{"role": "cache", "content": f"cache_id={cache['id']};reset_ttl=3600"}, ASKING]
+        assert caches.http.post("/chat/completions", json={"messages": messages}).status_code == 500
+        assert not caches.rows("cache_call")
+        assert caches.get(cache["id"])["expired_at"] == cache["expired_at"]
+
+
+def test_a_request_without_a_model_is_for_the_caches(serve: Serve, backend: ScriptedBackend) -> None:
+    other = ModelCard(id="other", created=1, owned_by="me", context_length=4096)
+    backend.models = [*backend.models, other]
+    with Caches(serve(backend)) as caches:
+        cache = caches.make(model="other")
+        messages = [{"role": "cache", "content": f"cache_id={cache['id']}"}, ASKING]
+        used = caches.http.post("/chat/completions", json={"messages": messages})
+        assert (used.json()["model"], used.headers["msh-context-cache-id"]) == ("other", cache["id"])
+        otherwise = caches.http.post("/chat/completions", json={"messages": messages, "model": "kimi-test"})
+        assert "msh-context-cache-id" not in otherwise.headers
 
 
 def test_keys_see_their_own_caches_only_and_a_revoked_ones_are_let_go(serve: Serve, backend: ScriptedBackend) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from chogori.chat.completer import ChatRequest
-from chogori.errors import BackendError, CompleterError, OverloadedError
+from chogori.errors import BackendError, CompleterError, DatabaseError, OverloadedError
 from chogori.serve.api_errors import api_error_of
 from chogori.serve.caching.cache_ledger import CacheLedger
 from chogori.serve.caching.cache_store import CacheStore
@@ -122,7 +122,11 @@ class CacheKeeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._has_begun:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except DatabaseError as error:
+                # The next server charges it: minutes have numbers.
+                logger.error("what context caches owe could not be charged: %s", error)
         for cache_id in list(self._held):
             self.release(cache_id)
 

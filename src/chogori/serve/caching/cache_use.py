@@ -121,11 +121,13 @@ async def named_cache(
     reference = reference_of_message(first.get("content"))
     cache = await caching.find(owner, reference)
     content = await caching.content(cache)
-    messages = [*map(dict, content.messages), *body.messages[1:]]
-    tools = [*map(dict, content.tools)] or None
-    return NamedCache(
-        reference=reference, cache=cache, body=body.model_copy(update={"messages": messages, "tools": tools})
-    )
+    filled: dict[str, object] = {
+        "messages": [*map(dict, content.messages), *body.messages[1:]],
+        "tools": [*map(dict, content.tools)] or None,
+    }
+    if caching.keeper.status(cache) != "inactive":
+        filled["model"] = body.model or cache.model
+    return NamedCache(reference=reference, cache=cache, body=body.model_copy(update=filled))
 
 
 async def hit_of(caching: ContextCaching, named: NamedCache, asked: ChatRequest, *, request_id: str) -> CacheHit | None:
