@@ -14,6 +14,9 @@ from starlette.types import Receive, Scope, Send
 from chogori.serve.api_errors import ApiError
 
 T = TypeVar("T")
+KEEP_ALIVE_S = 15.0
+"""Silence after which an event stream says that it lives: proxies commonly end connections after 60 seconds of it."""
+KEEP_ALIVE = b": keep-alive\n\n"
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it stands in metrics only, since nobody reads the answer."""
 
@@ -41,7 +44,8 @@ class EventStream(Response):
     """Server-sent events from `frames`.
 
     Each frame is written before the next is asked for, so a slow client holds up nothing but its own answer and fills
-    no buffer here. When the client leaves or the server stops, `frames` and `source` are closed at once.
+    no buffer here. Where there is none for long, a comment keeps the connection open. When the client leaves or the
+    server stops, `frames` and `source` are closed at once.
     """
 
     media_type = "text/event-stream"
@@ -52,33 +56,53 @@ class EventStream(Response):
         source: Closable,
         *,
         headers: Mapping[str, str] | None = None,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         # x-accel-buffering: nginx would collect events otherwise.
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._frames = frames
         self._source = source
+        self._keep_alive_s = keep_alive_s
+        self._written_at = 0.0
+        self._is_writing = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.create_task(self._write(send))
         departure = asyncio.create_task(_departure(receive))
+        living = asyncio.create_task(self._keep_alive(send))
         try:
             await asyncio.wait({writing, departure}, return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
                 with contextlib.suppress(OSError):  # how some servers say that the client left
                     writing.result()
         finally:
-            await _cancel(writing, departure)
+            await _cancel(writing, departure, living)
             await self._frames.aclose()
             await self._source.aclose()
 
     async def _write(self, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._is_writing, self._written_at = False, clock()
         async for frame in self._frames:
+            self._is_writing = True
             await send({"type": "http.response.body", "body": frame, "more_body": True})
+            self._is_writing, self._written_at = False, clock()
             # Neither need have waited for anything: let others run, and notice that the client has left.
             await asyncio.sleep(0)
+        self._is_writing = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            silent_s = 0.0 if self._is_writing else clock() - self._written_at
+            await asyncio.sleep(self._keep_alive_s - min(silent_s, self._keep_alive_s))
+            if not self._is_writing and clock() - self._written_at >= self._keep_alive_s:
+                self._written_at = clock()
+                with contextlib.suppress(OSError):
+                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
 
 async def _departure(receive: Receive) -> None:

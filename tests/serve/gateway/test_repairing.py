@@ -201,6 +201,29 @@ def test_content_leaves_at_once_and_calls_when_they_are_whole() -> None:
     ]  # fmt: skip
 
 
+def test_an_answer_that_takes_long_begins_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no proxy gives up while a long call is being written."""
+    monkeypatch.setattr("chogori.serve.gateway.repairing.HOLD_STARTED_S", 0.0)
+
+    async def run() -> list[Event]:
+        events = RepairingCompleter(Server(answer(("get_weather", SKARDU))), RepairConfig()).stream(REQUEST)
+        return [event async for event in events]
+
+    assert asyncio.run(run())[:2] == [
+        Started(prompt_tokens=10),
+        ToolCallBegin(index=0, id="functions.get_weather:0", name="get_weather"),
+    ]
+
+
+def test_what_comes_of_a_call_that_has_left_is_dropped() -> None:
+    events = answer(("time", "{}"))
+    events.insert(-2, ContentDelta(text="Done."))
+    events.insert(-2, ToolCallDelta(index=0, arguments="{}"))
+    completion, _ = repaired(events)
+    assert calls_of(completion) == [("functions.time:0", "time", "{}")]
+    assert completion.repairs == ("arguments",)
+
+
 def logged(text: str) -> ContentDelta:
     return ContentDelta(text=text, logprobs=(TokenLogprob(token_id=None, text=text.encode(), logprob=-0.5),))
 

@@ -96,13 +96,15 @@ class ChoiceReader:
         """Go on. Returns what may leave."""
         match event:
             case ContentDelta():
-                return [*self._close_if_whole(), *self._content(event)]
+                return [*(self._close_if_whole() if event.text else ()), *self._content(event)]
             case ToolCallBegin():
                 closed = self._close(ended=True)
                 self._open = _Open(id=event.id, name=event.name)
                 return closed
             case ToolCallDelta():
-                assert self._open is not None, "arguments follow the beginning of their call"
+                if self._open is None:  # closed by content that came after its end, and has left as it was
+                    is_more = bool(event.arguments.strip())
+                    return [Repaired(choice=self._choice, kind="arguments")] if is_more else []
                 self._open.pieces.append(event.arguments)
                 self._open.json.feed(event.arguments)
                 return []

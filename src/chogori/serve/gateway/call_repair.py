@@ -71,7 +71,7 @@ class DeclaredTools:
 
     def examined(self, call: RawCall) -> SoundCall | BrokenCall:
         """The call as it was where it is sound, put right where that needs no guess, or broken."""
-        name = self.name_meant(call.name) or self.name_meant(call.id)
+        name = self.name_meant(call.name if call.name.strip() else call.id)
         if name is None and not call.name.strip() and len(self._schemas) == 1:
             (name,) = self._schemas
         if name is None:

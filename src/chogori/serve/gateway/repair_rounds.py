@@ -153,19 +153,21 @@ class RepairRounds:
     async def _asked_again(
         self, place: Place, broken: BrokenCall, tools: DeclaredTools, spent: Spent, left: int, round_index: int
     ) -> SoundCall | BrokenCall:
-        request = second_requests.asked_again(
-            place, broken, max_tokens=left, round_index=round_index, names_tool=self._names_tools
-        )
+        def request(*, names_tool: bool) -> ChatRequest:
+            return second_requests.asked_again(
+                place, broken, max_tokens=left, round_index=round_index, names_tool=names_tool
+            )
+
         try:
-            call = await self._first_call(request, place, tools, spent)
+            call = await self._first_call(request(names_tool=self._names_tools), place, tools, spent)
         except ContextLengthError:
             raise
         except RequestError as error:
             if not self._names_tools:
                 raise
+            call = await self._first_call(request(names_tool=False), place, tools, spent)
             logger.warning("no tool is named from now on when a call is to be made again: %s", error)
             self._names_tools = False
-            return await self._asked_again(place, broken, tools, spent, left, round_index)
         if call is None:
             return replace(broken, can_go_on=False)
         if broken.name is not None and call.name not in (broken.name, None):

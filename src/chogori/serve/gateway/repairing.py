@@ -6,6 +6,7 @@ number of rounds; what even that does not put right ends as an error. A call sta
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -38,15 +39,17 @@ if TYPE_CHECKING:
 MAX_REASON_CHARS = 500
 """Of what was wrong with a call, in an error."""
 FAULT_OF_SERVER = 502
+HOLD_STARTED_S = 5.0
+"""Longest that Started waits for what it begins: proxies give up on answers that do not begin."""
 
 
 class RepairingCompleter:
     """Answers of the Completer within, with every tool call valid: declared, numbered, and true to its schema.
 
-    Content leaves as it comes; a call leaves when it is known to be valid, and Started with the first of either. The
-    ids of the conversation's calls go out as `functions.NAME:IDX`. Each thing put right is a Repaired event; Usage is
-    the sum of all rounds. Raises MessageError for a schema that cannot be followed, and BackendError for a call that
-    could not be put right.
+    Content leaves as it comes; a call leaves when it is known to be valid, and Started with the first of either, or
+    when either takes long. The ids of the conversation's calls go out as `functions.NAME:IDX`. Each thing put right is
+    a Repaired event; Usage is the sum of all rounds. Raises MessageError for a schema that cannot be followed, and
+    BackendError for a call that could not be put right.
 
     Args:
         completer: what answers.
@@ -71,18 +74,18 @@ class RepairingCompleter:
         if isinstance(request, TextRequest):
             events = _closable(self._completer.stream(request))
         else:
-            events = _notes_first(self._put_right(_Asked.of(request)))
+            events = _begun_late(self._put_right(_Asked.of(request)))
         async with aclosing(events):
             async for event in events:
                 yield event
 
-    async def _put_right(self, asked: _Asked) -> AsyncGenerator[Event]:
-        """The events that may leave, in order."""
+    async def _put_right(self, asked: _Asked) -> AsyncGenerator[Event | None]:
+        """The events that may leave, in order; None where something came of which nothing may leave yet."""
         readers = [asked.reader(choice) for choice in range(asked.request.sampling.num_choices)]
         spent = Spent()
         async with aclosing(_closable(self._completer.stream(asked.request))) as events:
             async for event in events:
-                for told in _told(event, readers, spent):
+                for told in _told(event, readers, spent) or (None,):
                     yield told
         # Only now, so that no choice waits for another, and the server has one request of us at a time.
         for choice, reader in enumerate(readers):
@@ -161,24 +164,27 @@ def _told(event: Event, readers: Sequence[ChoiceReader], spent: Spent) -> Sequen
             return (event,)
 
 
-async def _notes_first(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-    """The events, but Started, and what was repaired, only with what they belong to.
+async def _begun_late(events: AsyncGenerator[Event | None]) -> AsyncGenerator[Event]:
+    """The events, but Started, and what was repaired, only with what they belong to, or when that takes long.
 
     So what was repaired before anything has left can stand in a header, and what failed before has a status.
     """
-    started: list[Event] = []
-    repairs: list[Event] = []
+    clock = asyncio.get_running_loop().time
+    begun_at = clock()
+    held: list[Event] = []
     async with aclosing(events):
         async for event in events:
-            match event:
-                case Started():
-                    started = [event]
-                case Repaired():
-                    repairs.append(event)
-                case _:
-                    for one in (*repairs, *started, event):
-                        yield one
-                    started, repairs = [], []
+            if isinstance(event, Repaired):
+                held.insert(len(held) - any(isinstance(one, Started) for one in held), event)
+                continue
+            if event is not None:
+                held.append(event)
+            is_only_begun = event is None or isinstance(event, Started)
+            if is_only_begun and clock() - begun_at < HOLD_STARTED_S:
+                continue
+            for one in held:
+                yield one
+            held = []
 
 
 def _closable(events: AsyncIterator[Event]) -> AsyncGenerator[Event]:
