@@ -284,8 +284,8 @@ def _charge(connection: Connection, charge: RowCharged, spent: dict[str, int], p
         from sqlalchemy.dialects.postgresql import insert  # lazily: of the one dialect in use
 
         # Another server may make the same charge at this moment.
-        made = connection.execute(insert(usage).values(row).on_conflict_do_nothing(index_elements=["ref"]))
-        if not made.rowcount:
+        made = insert(usage).values(row).on_conflict_do_nothing(index_elements=["ref"]).returning(usage.c.id)
+        if connection.scalar(made) is None:
             return
     else:
         connection.execute(usage.insert().values(row))
