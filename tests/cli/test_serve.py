@@ -61,6 +61,14 @@ def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         (["--model", "tiny:random", "--context-length", "1"], "context_length is 1; expected at least 2"),
         (["--model", "tiny:random", "--port", "70000"], "serve.port is 70000; expected 0 to 65535"),
         (["--model", "tiny:random", "--engine.block-tokens", "7"], "expected a multiple of engine.block_tokens = 7"),
+        (["--model", "tiny:random", "--backend.model", "k"], "backend is for a server at an address; model is 'tiny:"),
+        (["--model", "tiny:random", "--repair.max-rounds", "3"], "repair is for a server at an address"),
+        (["--model", "http://127.0.0.1:9/v1", "--engine.cache-tokens", "64"], "engine is for a model on this machine"),
+        (["--model", "http://"], "expected an address such as"),
+        (["--model", "http://a:key@b/v1"], "base_url holds a name or password"),
+        (["--model", "http://127.0.0.1:9/v1", "--backend.api-key-env", "UNSET_KEY"], "UNSET_KEY, which is not set"),
+        (["--model", "http://127.0.0.1:9/v1", "--backend.max-running", "0"], "backend.max_running is 0; expected at"),
+        (["--model", "tiny:random", "--tools.max-sent", "0"], "tools.max_sent is 0; expected at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(

@@ -88,14 +88,21 @@ def _fitted(value: JSON, schema: ArgumentSchema) -> JSON | None:
 
 
 def _better(value: JSON, problems: Sequence[Problem], schema: ArgumentSchema) -> tuple[JSON, list[Problem]] | None:
-    """One value written otherwise, such that fewer problems are left."""
+    """One value written otherwise, such that fewer problems are left, or the same deeper within it."""
     for problem in problems:
         for other in _other_forms(_at(value, problem.path), problem):
             changed = _with(value, problem.path, other)
             left = schema.problems(changed)
-            if len(left) < len(problems):
+            if len(left) < len(problems) or _moved_inward(problem, problems, left):
                 return changed, left
     return None
+
+
+def _moved_inward(problem: Problem, before: Sequence[Problem], after: Sequence[Problem]) -> bool:
+    """Whether instead of a problem there are only others within the value that had it, now that it can be read."""
+    depth = len(problem.path)
+    new = [one for one in after if one not in before]
+    return problem not in after and all(len(one.path) > depth and one.path[:depth] == problem.path for one in new)
 
 
 def _other_forms(value: object, problem: Problem) -> Iterator[object]:

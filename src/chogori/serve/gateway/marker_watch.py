@@ -15,7 +15,8 @@ _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»",
 class MarkerWatch:
     """Lets content pass up to the first marker of a tool call, and holds back only what may be the beginning of one.
 
-    A marker between quotation marks or backticks is spoken about, and passes. Other special tokens, such as `[EOS]`, do
+    A marker between quotation marks or backticks is spoken about, and passes; so does one behind an opening mark with
+    which the content ends. Other special tokens, such as `[EOS]`, do
     too: words that someone may well write.
     """
 
