@@ -18,6 +18,9 @@ from chogori.serve.caching.cache_store import CacheStore
 from chogori.serve.caching.context_cache import CacheContent
 from chogori.serve.caching.context_caching import ContextCaching, Lifetime, NewCache
 from chogori.serve.caching.settings import CachingSettings
+from tests.serve.accounts.conftest import postgres, url
+
+__all__ = ["postgres", "url"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,8 @@ class CountedPin:
 class World:
     """One database, and servers over it that start and die."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.database = Database.open(f"sqlite:///{folder / 'accounts.sqlite'}")
+    def __init__(self, folder: Path, *, url: str | None = None, **settings: object) -> None:
+        self.database = Database.open(url or f"sqlite:///{folder / 'accounts.sqlite'}")
         self.store = CacheStore(self.database)
         self.ledger = PaperLedger()
         self.settings = CachingSettings(**settings)  # pyright: ignore[reportArgumentType]

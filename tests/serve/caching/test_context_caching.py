@@ -355,8 +355,28 @@ def test_lists_are_paged_in_both_orders_and_filtered_by_metadata(world: World) -
     asyncio.run(scenario())
 
 
-def test_whatever_happens_in_whatever_order_minutes_have_no_gap_and_pins_have_a_cache(tmp_path: Path) -> None:
-    world = World(tmp_path, keep_expired_s=300, max_tokens_per_key=10_000)
+def test_two_servers_over_one_database_charge_each_minute_once_and_follow_each_other(world: World) -> None:
+    async def scenario() -> None:
+        cache_id = await world.make(ttl_s=600)
+        first, prefixes = world.keeper, world.prefixes
+        world.boot()
+        await world.sweep()
+        for _ in range(3):
+            world.time += 61
+            await asyncio.gather(first.sweep(), world.keeper.sweep())
+        assert world.ledger.count("cache_storage") == 4
+        assert world.ledger.count("cache_creation") == 1
+        assert prefixes.pinned == world.prefixes.pinned == {"harbour": 1}
+        await world.caching.delete("ana", cache_id)
+        await first.sweep()
+        assert not prefixes.pinned
+        assert not world.prefixes.pinned
+
+    asyncio.run(scenario())
+
+
+def test_whatever_happens_in_whatever_order_minutes_have_no_gap_and_pins_have_a_cache(tmp_path: Path, url: str) -> None:
+    world = World(tmp_path, url=url, keep_expired_s=300, max_tokens_per_key=10_000)
     dice = random.Random(5)
 
     async def scenario() -> None:
