@@ -56,10 +56,10 @@ async def create_chat_completion(request: Request, body: Annotated[ChatCompletio
     asked = body.chat_request(
         model=model.id, request_id=request_id(request), default_temperature=settings.default_temperature
     )
-    if named is None:  # a cache's tools are those that it was made with
+    if named is None:
         ranked = with_relevant_tools(asked, settings.tools)
         asked, headers = ranked.request, {**headers, **ranked.headers}
-    if named is not None:
+    else:  # the tools of a cache are those that it was made with
         asked = replace(asked, cache_key=named.cache.id)
     answer = ChatAnswer(
         asked=asked,
