@@ -21,6 +21,10 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; it stands in metrics only, since nobody reads the answer."""
 
 
+TURNS_OF_A_DEPARTURE = 3
+"""Turns of the event loop from a socket's end until it is known: the transport's close, the server's note, its reader."""
+
+
 class Closable(Protocol):
     """What must be closed, whether or not it was ever begun."""
 
@@ -68,8 +72,8 @@ class EventStream(Response):
         self._is_writing = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writing = asyncio.create_task(self._write(send))
         departure = asyncio.create_task(_departure(receive))
+        writing = asyncio.create_task(self._write(send, departure))
         living = asyncio.create_task(self._keep_alive(send))
         try:
             await asyncio.wait({writing, departure}, return_when=asyncio.FIRST_COMPLETED)
@@ -81,7 +85,7 @@ class EventStream(Response):
             await self._frames.aclose()
             await self._source.aclose()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, departure: asyncio.Task[None]) -> None:
         clock = asyncio.get_running_loop().time
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._is_writing, self._written_at = False, clock()
@@ -89,8 +93,12 @@ class EventStream(Response):
             self._is_writing = True
             await send({"type": "http.response.body", "body": frame, "more_body": True})
             self._is_writing, self._written_at = False, clock()
-            # Neither need have waited for anything: let others run, and notice that the client has left.
-            await asyncio.sleep(0)
+            # Neither need have waited for anything: let others run, and notice that the client has left before another
+            # frame is made for it.
+            for _ in range(TURNS_OF_A_DEPARTURE):
+                await asyncio.sleep(0)
+            if departure.done():
+                return
         self._is_writing = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
