@@ -97,12 +97,6 @@ class Wire:
 
 Breaker = Callable[[random.Random, Meant], "Wire | None"]
 """None where what was meant cannot be broken in this way."""
-BREAKERS: dict[str, Breaker] = {}
-
-
-def _breaker(function: Breaker) -> Breaker:
-    BREAKERS[function.__name__] = function
-    return function
 
 
 def sound(meant: Meant) -> Wire:
@@ -132,12 +126,10 @@ def _invalid(call: Call, value: Any) -> bool:
     return not jsonschema.Draft202012Validator(call.schema).is_valid(value)
 
 
-@_breaker
 def raw_markers(random_: random.Random, meant: Meant) -> Wire:
     return Wire(content=meant.content + _raw(meant), finish=random_.choice(["stop", "tool_calls"]))
 
 
-@_breaker
 def call_end_in_string(random_: random.Random, meant: Meant) -> Wire:
     text = random_.choice([f"ends with {CE}", f"{CE}{SE} in the middle", f"{CB}functions.note:0{AB}{{}}{CE}"])
     arguments = json.dumps({"text": text + ' "quoted"', "days": 2})
@@ -149,12 +141,10 @@ def call_end_in_string(random_: random.Random, meant: Meant) -> Wire:
     return replace(_with_first(meant, arguments=cut), expected=meant)
 
 
-@_breaker
 def no_section(random_: random.Random, meant: Meant) -> Wire:
     return Wire(content=meant.content + _raw(meant, section=False))
 
 
-@_breaker
 def truncated_header(random_: random.Random, meant: Meant) -> Wire:
     meant = replace(meant, calls=meant.calls[:1])
     whole = f"{SB}{CB}{meant.id_of(0)}"
@@ -163,7 +153,6 @@ def truncated_header(random_: random.Random, meant: Meant) -> Wire:
     return Wire(content=meant.content + cut, finish=random_.choice(["length", "stop"]), expected=meant)
 
 
-@_breaker
 def bare_ids(random_: random.Random, meant: Meant) -> Wire:
     ids = [
         random_.choice([call.name, f"{call.name}:{i}", f"functions.{call.name}", f" functions.{call.name}:{i}\n"])
@@ -172,7 +161,6 @@ def bare_ids(random_: random.Random, meant: Meant) -> Wire:
     return Wire(content=meant.content + _raw(meant, ids=ids))
 
 
-@_breaker
 def other_names(random_: random.Random, meant: Meant) -> Wire:
     name = meant.calls[0].name
     return _with_first(
@@ -180,12 +168,10 @@ def other_names(random_: random.Random, meant: Meant) -> Wire:
     )
 
 
-@_breaker
 def no_name(random_: random.Random, meant: Meant) -> Wire:
     return _with_first(meant, name=random_.choice(["", None]))
 
 
-@_breaker
 def swallowed_next(random_: random.Random, meant: Meant) -> Wire | None:
     if len(meant.calls) < 2:
         return None
@@ -199,7 +185,6 @@ def swallowed_next(random_: random.Random, meant: Meant) -> Wire | None:
     )
 
 
-@_breaker
 def orphan_end(random_: random.Random, meant: Meant) -> Wire:
     orphan = random_.choice([CE, SE, CE + SE, SB])
     if random_.random() < 0.5:
@@ -242,12 +227,12 @@ def _changed(value: Any, path: tuple[Any, ...], change: Any, random_: random.Ran
     return value
 
 
-def _mutating(name: str, change: Callable[[Any, random.Random], Any]) -> None:
+def _mutating(change: Callable[[Any, random.Random], Any]) -> Breaker:
     def breaker(random_: random.Random, meant: Meant) -> Wire | None:
         arguments = _mutated(random_, meant.calls[0], change)
         return None if arguments is None else _with_first(meant, arguments=arguments)
 
-    BREAKERS[name] = breaker
+    return breaker
 
 
 def _as_string(value: Any, _: random.Random) -> Any:
@@ -272,14 +257,6 @@ def _other_word(value: Any, _: random.Random) -> Any:
     return f"{value} or so" if isinstance(value, str) else None
 
 
-_mutating("number_as_string", _as_string)
-_mutating("encoded_value", _encoded)
-_mutating("missing_required", _less)
-_mutating("extra_property", _more)
-_mutating("wrong_enum", _other_word)
-
-
-@_breaker
 def double_encoded(random_: random.Random, meant: Meant) -> Wire:
     arguments = meant.calls[0].arguments
     for _ in range(random_.randint(1, 2)):
@@ -287,30 +264,25 @@ def double_encoded(random_: random.Random, meant: Meant) -> Wire:
     return _with_first(meant, arguments=arguments)
 
 
-@_breaker
 def wrapped(random_: random.Random, meant: Meant) -> Wire | None:
     call = meant.calls[0]
     value = random_.choice([{"name": call.name, "arguments": call.value}, {"arguments": call.arguments}])
     return _with_first(meant, arguments=json.dumps(value)) if _invalid(call, value) else None
 
 
-@_breaker
 def python_dict(random_: random.Random, meant: Meant) -> Wire:
     return _with_first(meant, arguments=repr(meant.calls[0].value))
 
 
-@_breaker
 def trailing_comma(random_: random.Random, meant: Meant) -> Wire | None:
     arguments = meant.calls[0].arguments
     return _with_first(meant, arguments=arguments.rstrip()[:-1] + ",}") if meant.calls[0].value else None
 
 
-@_breaker
 def fenced(random_: random.Random, meant: Meant) -> Wire:
     return _with_first(meant, arguments=f"```json\n{meant.calls[0].arguments}\n```")
 
 
-@_breaker
 def line_breaks_in_strings(random_: random.Random, meant: Meant) -> Wire:
     call = Call(name="note", arguments='{"text": "two\\nlines\\tand a tab"}', schema=NOTE_SCHEMA)
     meant = replace(meant, calls=(call, *meant.calls[1:]))
@@ -318,26 +290,22 @@ def line_breaks_in_strings(random_: random.Random, meant: Meant) -> Wire:
     return replace(_with_first(meant, arguments=arguments), expected=meant)
 
 
-@_breaker
 def said_twice(random_: random.Random, meant: Meant) -> Wire:
     arguments = meant.calls[0].arguments
     return _with_first(meant, arguments=arguments + random_.choice([arguments, "}", "\n"]))
 
 
-@_breaker
 def empty_arguments(random_: random.Random, meant: Meant) -> Wire | None:
     call = meant.calls[0]
     return _with_first(meant, arguments="") if _invalid(call, {}) or call.value == {} else None
 
 
-@_breaker
 def null_arguments(random_: random.Random, meant: Meant) -> Wire | None:
     call = meant.calls[0]
     said = random_.choice([None, "null"])
     return _with_first(meant, arguments=said) if _invalid(call, {}) or call.value == {} else None
 
 
-@_breaker
 def truncated(random_: random.Random, meant: Meant) -> Wire:
     last = len(meant.calls) - 1
     arguments = meant.calls[last].arguments
@@ -346,7 +314,6 @@ def truncated(random_: random.Random, meant: Meant) -> Wire:
     return replace(wire, calls=(*wire.calls[:-1], _told(meant, last, arguments=cut)), finish="length")
 
 
-@_breaker
 def truncated_raw(random_: random.Random, meant: Meant) -> Wire:
     meant = replace(meant, calls=meant.calls[:1])
     raw = f"{SB}{CB}{meant.id_of(0)}{AB}{meant.calls[0].arguments}"
@@ -355,44 +322,36 @@ def truncated_raw(random_: random.Random, meant: Meant) -> Wire:
     return Wire(content=meant.content + cut, finish=random_.choice(["length", "stop"]), expected=meant)
 
 
-@_breaker
 def wrong_finish(random_: random.Random, meant: Meant) -> Wire:
     return replace(sound(meant), finish=random_.choice(["stop", "function_call", "eos"]))
 
 
-@_breaker
 def undeclared(random_: random.Random, meant: Meant) -> Wire:
     return _with_first(meant, name="invented_tool", id="functions.invented_tool:0")
 
 
-@_breaker
 def one_index(random_: random.Random, meant: Meant) -> Wire:
     return replace(sound(meant), indices=tuple(0 for _ in meant.calls))
 
 
-@_breaker
 def other_indices(random_: random.Random, meant: Meant) -> Wire:
     return replace(sound(meant), indices=tuple(3 - i for i in range(len(meant.calls))))
 
 
-@_breaker
 def duplicate_ids(random_: random.Random, meant: Meant) -> Wire:
     same = random_.choice([FOREIGN_ID, meant.id_of(0), ""])
     return replace(sound(meant), calls=tuple(_told(meant, i, id=same) for i in range(len(meant.calls))))
 
 
-@_breaker
 def whole_in_one_chunk(random_: random.Random, meant: Meant) -> Wire:
     return replace(sound(meant), pieces="whole")
 
 
-@_breaker
 def one_character_chunks(random_: random.Random, meant: Meant) -> Wire:
     wire = sound(meant) if random_.random() < 0.5 else Wire(content=meant.content + _raw(meant))
     return replace(wire, pieces="characters")
 
 
-@_breaker
 def text_after_section(random_: random.Random, meant: Meant) -> Wire:
     expected = replace(meant, content=meant.content + " So far.")
     if random_.random() < 0.5:
@@ -400,15 +359,52 @@ def text_after_section(random_: random.Random, meant: Meant) -> Wire:
     return replace(sound(meant), after=" So far.", expected=expected)
 
 
-@_breaker
 def no_argument_marker(random_: random.Random, meant: Meant) -> Wire:
     calls = "".join(f"{CB}{meant.id_of(i)}{call.arguments}{CE}" for i, call in enumerate(meant.calls))
     return Wire(content=f"{meant.content}{SB}{calls}{SE}")
 
 
-@_breaker
 def lost_call(random_: random.Random, meant: Meant) -> Wire:
     return Wire(finish="tool_calls", expected=replace(meant, content="", calls=meant.calls[:1]))
+
+
+BREAKERS: dict[str, Breaker] = {
+    "raw_markers": raw_markers,
+    "call_end_in_string": call_end_in_string,
+    "no_section": no_section,
+    "truncated_header": truncated_header,
+    "bare_ids": bare_ids,
+    "other_names": other_names,
+    "no_name": no_name,
+    "swallowed_next": swallowed_next,
+    "orphan_end": orphan_end,
+    "double_encoded": double_encoded,
+    "wrapped": wrapped,
+    "python_dict": python_dict,
+    "trailing_comma": trailing_comma,
+    "fenced": fenced,
+    "line_breaks_in_strings": line_breaks_in_strings,
+    "said_twice": said_twice,
+    "empty_arguments": empty_arguments,
+    "null_arguments": null_arguments,
+    "truncated": truncated,
+    "truncated_raw": truncated_raw,
+    "wrong_finish": wrong_finish,
+    "undeclared": undeclared,
+    "one_index": one_index,
+    "other_indices": other_indices,
+    "duplicate_ids": duplicate_ids,
+    "whole_in_one_chunk": whole_in_one_chunk,
+    "one_character_chunks": one_character_chunks,
+    "text_after_section": text_after_section,
+    "no_argument_marker": no_argument_marker,
+    "lost_call": lost_call,
+    "number_as_string": _mutating(_as_string),
+    "encoded_value": _mutating(_encoded),
+    "missing_required": _mutating(_less),
+    "extra_property": _mutating(_more),
+    "wrong_enum": _mutating(_other_word),
+}
 
 
 TEXTS = (

@@ -64,6 +64,13 @@ def test_slips(text: str, written: str) -> None:
     assert strictly_written(text) == written
 
 
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_long_text_that_was_cut_off_is_read_once(quote: str) -> None:
+    """A program in a string, full of quotes, of which the end is missing: quadratic time would be minutes here."""
+    with pytest.raises(ValueError, match=r"\S"):
+        strictly_written("{" + quote + "code" + quote + ": " + quote + ("\\" + quote) * 500_000)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "city", "{a: 1}", '{"a": 1', '{"a": "b', '{"a": 1}{"a": 2}', '{"a": 1} and so on', '{"a": NaN}', "[" * 5000,

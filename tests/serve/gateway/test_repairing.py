@@ -37,7 +37,7 @@ from chogori.chat.program import ProgramCompleter
 from chogori.chat.template import render
 from chogori.chat.tokenizer import Tokenizer
 from chogori.chat.tool_call_events import Marker
-from chogori.errors import BackendError, ContextLengthError, MessageError, RequestError
+from chogori.errors import BackendError, ContextLengthError, MessageError, OverloadedError, RequestError
 from chogori.serve.gateway.config import RepairConfig
 from chogori.serve.gateway.repairing import RepairingCompleter
 
@@ -350,6 +350,12 @@ def test_rounds_are_bounded_and_end_in_an_error_that_says_why() -> None:
         repaired(bad, answer(("get_weather", "{}"), completion_tokens=50), config=RepairConfig(max_tokens=50))
 
 
+def test_rounds_are_bounded_over_all_calls_of_an_answer() -> None:
+    many = answer(*[("get_weather", "{}")] * 20)
+    with pytest.raises(BackendError, match="could not be put right"):
+        repaired(many, *[answer(("get_weather", SKARDU))] * 16)
+
+
 def test_another_tool_or_text_is_no_answer_to_being_asked_again() -> None:
     bad = answer(("get_weather", "{}"))
     completion, server = repaired(bad, answer(("time", "{}")), answer(("get_weather", SKARDU)))
@@ -387,9 +393,26 @@ def test_a_server_that_cannot_be_told_the_tool_gets_that_tool_alone() -> None:
 
 
 def test_what_a_round_raises_is_raised() -> None:
-    for error in (BackendError("died", status=500), ContextLengthError("too long")):
+    for error in (BackendError("died", status=500), OverloadedError("busy", retry_after_s=1)):
         with pytest.raises(type(error), match=str(error)):
             repaired(answer(("get_weather", "{}")), error)
+
+
+def test_what_we_ask_and_is_refused_is_no_fault_of_the_client() -> None:
+    """A request that failed with 400 would send the client looking for its own mistake."""
+    refusals = [RequestError("no such field")] * 2
+    with pytest.raises(BackendError, match=r"could not be put right.*required property; asked again, no such field"):
+        repaired(answer(("get_weather", "{}")), *refusals)
+
+
+def test_where_the_context_has_no_room_for_all_tokens_the_limit_is_left_to_the_server() -> None:
+    completion, server = repaired(
+        answer(("get_weather", "{}")), ContextLengthError("too many"), answer(("get_weather", SKARDU))
+    )
+    assert calls_of(completion) == [("functions.get_weather:0", "get_weather", SKARDU)]
+    assert [asked.sampling.max_tokens for asked in server.asked[1:]] == [8192, None]
+    with pytest.raises(BackendError, match=r"could not be put right.*too many"):
+        repaired(answer(("get_weather", "{}")), *[ContextLengthError("too many")] * 2)
 
 
 def test_a_call_without_a_tool_to_call_is_an_error() -> None:

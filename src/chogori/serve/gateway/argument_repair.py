@@ -17,11 +17,12 @@ from chogori.serve.argument_schema import ArgumentSchema, Problem
 from chogori.serve.gateway.nearly_json import strictly_written
 from chogori.serve.tool_call_validity import read_json
 
-MAX_CHANGES = 64
+MAX_CHANGES = 32
 """To values of one call."""
 MAX_ENCODINGS = 3
 """How often whole arguments may have been encoded as a string."""
 MAX_NAMED_PROBLEMS = 5
+MAX_TRIED_PROBLEMS = 3
 _WRAPPERS = frozenset({"arguments", "parameters", "input"})
 _ABSENT = object()
 
@@ -89,7 +90,8 @@ def _fitted(value: JSON, schema: ArgumentSchema) -> JSON | None:
 
 def _better(value: JSON, problems: Sequence[Problem], schema: ArgumentSchema) -> tuple[JSON, list[Problem]] | None:
     """One value written otherwise, such that fewer problems are left, or the same deeper within it."""
-    for problem in problems:
+    # Every problem must go, so the first ones say whether it is worth to go on.
+    for problem in problems[:MAX_TRIED_PROBLEMS]:
         for other in _other_forms(_at(value, problem.path), problem):
             changed = _with(value, problem.path, other)
             left = schema.problems(changed)

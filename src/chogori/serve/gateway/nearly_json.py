@@ -14,8 +14,9 @@ from chogori.chat.tool_call_events import Marker
 from chogori.serve.tool_call_validity import read_json
 
 _FENCE = re.compile(r"\s*```[a-zA-Z0-9]*\n(?P<body>.*?)\n?```\s*", re.DOTALL)
+# A string that never ends is taken whole, so that none is looked at twice: what was cut off may be long.
 _PIECE = re.compile(
-    r"""(?P<double>"(?:[^"\\]|\\.)*")|(?P<single>'(?:[^'\\]|\\.)*')|(?P<comma>,(?=\s*[}\]]))"""
+    r"""(?P<double>"(?:[^"\\]|\\.)*+(?:"|\\?\Z))|(?P<single>'(?:[^'\\]|\\.)*+(?:'|\\?\Z))|(?P<comma>,(?=\s*[}\]]))"""
     r"""|(?P<word>\b(?:True|False|None)\b)|(?P<other>[^"',TFN]+|.)""",
     re.DOTALL,
 )
@@ -51,7 +52,7 @@ def _pieces(text: str) -> Iterator[str]:
         match found.lastgroup:
             case "double":
                 yield _string(found[0])
-            case "single":
+            case "single" if len(found[0]) > 1 and found[0].endswith("'"):
                 yield _string(f'"{_SINGLE.sub(_requoted, found[0][1:-1])}"')
             case "comma":
                 pass

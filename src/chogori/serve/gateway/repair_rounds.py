@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_MENDED_CALLS = 8
+"""Of one request: each round reads the prompt again, and an answer may hold a hundred broken calls."""
 _NOT_OFFERED = (404, 405, 501)
 
 
@@ -46,6 +48,7 @@ class Spent:
     """Of the answer itself."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    rounds: int = 0
     repair_tokens: int = 0
     """That rounds have produced."""
 
@@ -97,18 +100,26 @@ class RepairRounds:
         """Until the server has refused to be told which tool to call."""
 
     async def put_right(self, place: Place, broken: BrokenCall, tools: DeclaredTools, spent: Spent) -> Outcome:
-        """Let the model put a call right. Raises what the server raises."""
+        """Let the model put a call right.
+
+        Raises what the server raises, but for refusals: what we ask of it is no mistake of the client's.
+        """
         for round_index in range(self._config.max_rounds):
             left = self._config.max_tokens - spent.repair_tokens
-            if left <= 0:
+            if left <= 0 or spent.rounds >= self._config.max_rounds * MAX_MENDED_CALLS:
                 break
-            goes_on = broken.can_go_on and broken.name is not None
-            if goes_on and (self._continues_as_text or self._continues_as_content):
-                mended, kind = await self._continued(place, broken, tools, spent, left), "continued"
-            else:
-                mended, kind = await self._asked_again(place, broken, tools, spent, left, round_index), "asked_again"
+            spent.rounds += 1
+            can_continue = self._continues_as_text or self._continues_as_content
+            kind: RepairKind = "continued" if can_continue and broken.can_go_on and broken.name else "asked_again"
+            try:
+                if kind == "continued":
+                    mended = await self._continued(place, broken, tools, spent, left)
+                else:
+                    mended = await self._asked_again(place, broken, tools, spent, left, round_index)
+            except RequestError as error:
+                return Outcome(call=replace(broken, reason=f"{broken.reason}; asked again, {error}"), kind="left_out")
             if isinstance(mended, SoundCall):
-                return Outcome(call=mended, kind=cast(RepairKind, kind))
+                return Outcome(call=mended, kind=kind)
             broken = mended
         return Outcome(call=broken, kind="left_out")
 
@@ -192,6 +203,18 @@ class RepairRounds:
                         pass
         return reader.told[0] if reader.told else reader.broken
 
-    def _events(self, request: ChatRequest | TextRequest) -> AsyncGenerator[Event]:
+    async def _events(self, request: ChatRequest | TextRequest) -> AsyncGenerator[Event]:
+        """The server's events; without a token limit where the context has no room for as many."""
+        try:
+            async for event in self._stream(request):
+                yield event
+        except ContextLengthError:
+            unlimited = replace(request, sampling=replace(request.sampling, max_tokens=None))
+            async for event in self._stream(unlimited):
+                yield event
+
+    async def _stream(self, request: ChatRequest | TextRequest) -> AsyncGenerator[Event]:
         # A Completer's iterator is closed to cancel it, so it is a generator or behaves as one.
-        return cast(AsyncGenerator[Event], self._completer.stream(request))
+        async with aclosing(cast(AsyncGenerator[Event], self._completer.stream(request))) as events:
+            async for event in events:
+                yield event
