@@ -108,7 +108,9 @@ class CacheKeeper:
             lives = expires_at is not None and current.status(self.now) == "ready"
             return replace(current, expires_at=expires_at) if lives else current
 
-        await self._change(cache.id, prolonged)
+        # Most calls change nothing of the cache, and wait for no other.
+        if prolonged(cache) != cache or cache.settled(self.now) != cache:
+            await self._change(cache.id, prolonged)
 
     def start(self, lifecycle: Lifecycle) -> None:
         """Begin to keep the caches of the database ready, once the model is; returns at once."""
