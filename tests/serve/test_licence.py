@@ -43,6 +43,8 @@ def test_its_sizes_give_it_away_at_any_context(tmp_path: Path) -> None:
     for sizes, expected in (
         (official, True),
         (official.replace(max_position_embeddings=4096), True),
+        (official.replace(sequence_balance_weight=0.001), True),  # as its config.json has it
+        (official.replace(num_experts=256), False),
         (K2Config.preset("tiny"), False),
     ):
         backend = LocalBackend(name, sizes, EngineConfig())

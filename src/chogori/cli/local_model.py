@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from chogori.engine.completer import EngineCompleter
     from chogori.model.transformer import K2Model
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_layers", "num_dense_layers", "dense_ffn_size", "expert_ffn_size"),
+    *("num_experts", "num_experts_per_token", "num_shared_experts", "num_heads", "q_lora_rank", "kv_lora_rank"),
+    *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+)
+"""Fields that say which shapes a model's tensors have, and how many are used."""
 RANDOM_SUFFIX = ":random"
 MAX_RANDOM_PARAMETERS = 20_000_000_000
 """What still fits a large machine; a model with random weights is for trying things out."""
@@ -179,9 +185,9 @@ class LocalBackend:
 
 
 def _has_kimi_k2_sizes(sizes: K2Config) -> bool:
-    """Whether a model is built like Kimi K2; one that is read further, or less far, is."""
+    """Whether a model's tensors have Kimi K2's shapes, whatever its context and how it was trained."""
     official = K2Config.preset("kimi-k2")
-    return sizes.replace(max_position_embeddings=official.max_position_embeddings) == official
+    return all(getattr(sizes, name) == getattr(official, name) for name in SIZES)
 
 
 def load_completer(name: ModelName, sizes: K2Config, config: EngineConfig) -> EngineCompleter:
