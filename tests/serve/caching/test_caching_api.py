@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +16,13 @@ from chogori.engine.config import EngineConfig
 from chogori.errors import BackendError
 from chogori.serve.accounts.key_secret import key_secret
 from chogori.serve.accounts.keys import KeyStore
+from chogori.serve.app import create_app
 from chogori.serve.backend import ModelCard
 from chogori.serve.caching.settings import CachingSettings
+from chogori.serve.settings import ServeSettings
 from tests.serve.caching.caching_client import ASKING, SYSTEM, TOOL, Caches
 from tests.serve.conftest import Serve
+from tests.serve.live_server import LiveServer
 from tests.serve.local_engine import eventually, is_idle, local_backend, ready
 from tests.serve.scripted_backend import Asked, Reply, ScriptedBackend
 
@@ -252,6 +258,17 @@ def test_an_expired_cache_is_made_ready_again_by_a_request_that_resets_its_time(
         assert caches.http.post("/chat/completions", json=plain).headers["msh-context-cache-id"] == cache["id"]
         assert len(caches.rows("cache_call")) == len(caches.rows("cache_creation")) == 1
         assert len(caches.rows("cache_storage")) == 2, "one minute of each time"
+
+
+def test_a_server_that_stops_charges_what_has_started(tmp_path: Path, backend: ScriptedBackend) -> None:
+    settings = ServeSettings(port=0, data_dir=tmp_path, caching=CachingSettings(sweep_s=3_600))
+    app = create_app(backend, settings)
+    with LiveServer(app, settings) as server, Caches(server) as caches:
+        caches.make()
+        app.state.caching.keeper._clock = lambda: time.time() + 130
+        assert len(caches.rows("cache_storage")) == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "accounts.sqlite")) as connection:
+        assert connection.execute("SELECT count(*) FROM usage WHERE kind = 'cache_storage'").fetchone() == (3,)
 
 
 def test_a_call_that_got_no_answer_is_not_charged(serve: Serve, backend: ScriptedBackend) -> None:
