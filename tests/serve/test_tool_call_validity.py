@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from types import MappingProxyType
 from typing import Any
 
 import jsonschema
@@ -103,3 +104,9 @@ def test_the_independent_validator_agrees_on_random_schemas() -> None:
 
 def test_a_call_of_nothing_declared() -> None:
     assert validity_of(None, "{}") == "undeclared"
+
+
+def test_a_schema_of_other_mappings_is_read_as_one_of_dicts() -> None:
+    schema = MappingProxyType({"type": "object", "properties": MappingProxyType({"a": {"type": "integer"}})})
+    tool = ToolSpec(name="f", parameters=schema)
+    assert [validity_of(tool, f'{{"a": {a}}}') for a in ("1", '"1"')] == ["valid", "schema_violation"]

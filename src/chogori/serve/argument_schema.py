@@ -14,6 +14,7 @@ from itertools import islice
 from typing import cast
 
 import jsonschema_rs
+from pydantic_core import to_json
 
 from chogori.chat.messages import JSON
 from chogori.errors import MessageError
@@ -41,7 +42,7 @@ class Problem:
 class ArgumentSchema:
     """A compiled schema (JSON schema 2020-12; formats are annotations, as there)."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: bytes) -> None:
         self._validator = jsonschema_rs.Draft202012Validator(
             json.loads(text),
             offline=True,
@@ -54,7 +55,7 @@ class ArgumentSchema:
     def of(cls, parameters: Mapping[str, JSON]) -> ArgumentSchema:
         """Compile a schema, or take it from those compiled lately. Raises MessageError for what is none."""
         try:
-            return _compiled(json.dumps(parameters, default=dict))
+            return _compiled(to_json(parameters, inf_nan_mode="constants", fallback=_as_dict))
         except (ValueError, RecursionError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
             message = str(error).partition("\n")[0][:MAX_MESSAGE_CHARS]
             raise MessageError(f"the parameters are no JSON schema that can be followed: {message}") from error
@@ -75,5 +76,12 @@ class ArgumentSchema:
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(text: str) -> ArgumentSchema:
+def _compiled(text: bytes) -> ArgumentSchema:
     return ArgumentSchema(text)
+
+
+def _as_dict(value: object) -> object:
+    """Mappings other than dict."""
+    if isinstance(value, Mapping):
+        return dict(cast(Mapping[str, JSON], value))
+    raise ValueError(f"{type(value).__name__} has no JSON form")
