@@ -22,7 +22,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 TURNS_OF_A_DEPARTURE = 3
-"""Turns of the event loop from a socket's end until it is known: the transport's close, the server's note, its reader."""
+"""Turns of the event loop until a socket's end is known: the transport's close, the server's note of it, its reader."""
 
 
 class Closable(Protocol):

@@ -56,8 +56,8 @@ class AnswerCount:
 class TextCount:
     """The tokens of a text that grows: as many as of the whole, without counting the whole again each time.
 
-    Its beginning is cut off only where the two parts together have as many tokens as the whole, so a cut changes
-    nothing.
+    Its beginning is cut off only where the two parts together have as many tokens as the whole, and far from the end,
+    where what comes later no longer changes the tokens; so a cut changes nothing.
     """
 
     def __init__(self, count_text: CountText) -> None:
@@ -78,7 +78,8 @@ class TextCount:
         return grown
 
     def _cut(self, num_tail: int) -> None:
-        for cut in range(len(self._tail) - 1, max(0, len(self._tail) - 1 - _CUTS), -1):
+        middle = len(self._tail) // 2
+        for cut in range(middle, middle - _CUTS, -1):
             head, rest = self._tail[:cut], self._tail[cut:]
             num_head = self._count_text(head)
             if num_head + self._count_text(rest) == num_tail:

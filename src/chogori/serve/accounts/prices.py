@@ -135,7 +135,7 @@ def _price(name: str, value: object) -> Price:
     amounts: dict[str, int] = {}
     for key, amount in entry.items():
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
+            near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{where}.{key} is unknown; expected {', '.join(_KEYS)}{hint}")
         field, quantity = _KEYS[key]
