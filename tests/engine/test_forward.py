@@ -58,6 +58,7 @@ class Reader:
         self.tokens, self.num_prompt, self.chunk = tokens, num_prompt, chunk
         self.slots_S = torch.zeros(-(-len(tokens) // SPAN_TOKENS) * SPAN_TOKENS, dtype=torch.int64)
         self.slots_S[: len(tokens)] = slots
+        self.num_in_place = len(slots) if torch.equal(slots, slots[0] + torch.arange(len(slots))) else 0
         self.num_computed = start
         self.logits: dict[int, Tensor] = {}
         """By position."""
@@ -69,9 +70,17 @@ class Reader:
     def next(self) -> DecodeRow | PromptPiece:
         start = self.num_computed
         if start >= self.num_prompt:
-            return DecodeRow(token=self.tokens[start], position=start, slots_S=self.slots_S)
+            return DecodeRow(
+                token=self.tokens[start], position=start, slots_S=self.slots_S, num_in_place=self.num_in_place
+            )
         stop = min((start // self.chunk + 1) * self.chunk, self.num_prompt)
-        return PromptPiece(tokens=self.tokens[start:stop], start=start, slots_S=self.slots_S, wants_logits=True)
+        return PromptPiece(
+            tokens=self.tokens[start:stop],
+            start=start,
+            slots_S=self.slots_S,
+            num_in_place=self.num_in_place,
+            wants_logits=True,
+        )
 
 
 class Cache:
@@ -279,3 +288,15 @@ def test_company_changes_nothing_with_two_threads_either(threads: int, dtype: to
         company.step(under_way)
     for index, reader in zip(indices, together, strict=True):
         assert_same_bits(reader, cache.run(reader_of(index, cache)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_latents_side_by_side_are_read_in_place_to_the_same_bits(dtype: torch.dtype) -> None:
+    """In place while the rows go on for whole spans, then copied, in one answer."""
+    served, tokens = served_of(TINY, dtype), tokens_of(1, SPAN_TOKENS + 22)
+    cache = Cache(served)
+    scattered = cache.run(Reader(tokens, 100, cache.slots(len(tokens))))
+    together = Reader(tokens, 100, torch.arange(700, 700 + len(tokens)))
+    assert together.num_in_place == len(tokens)
+    cache = Cache(served)
+    assert_same_bits(cache.run(together), scattered)

@@ -12,7 +12,7 @@ from chogori.chat.completer import Sampling
 from chogori.engine.answer import Answer
 from chogori.engine.config import EngineConfig
 from chogori.engine.constraints import FreeText
-from chogori.engine.prefix_cache import PrefixCache
+from chogori.engine.prefix_cache import PrefixCache, num_in_place
 from chogori.engine.sampling import TokenSampler
 from chogori.engine.scheduler import Scheduler
 from chogori.engine.step_batch import SPAN_TOKENS
@@ -261,6 +261,8 @@ def test_slots_are_the_places_of_the_blocks_in_order_padded_to_whole_spans(vocab
     assert len(slots) == SPAN_TOKENS
     assert slots[:16] == [block * BLOCK + place for block in answer.blocks for place in range(BLOCK)]
     assert not any(slots[16:])
+    assert answer.num_in_place == 16
+    assert num_in_place([7, 8, 9, 11, 12]) == 3
 
 
 def test_of_two_equal_prompts_read_at_once_one_is_kept(vocabulary: Vocabulary) -> None:

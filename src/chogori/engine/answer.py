@@ -88,6 +88,8 @@ class Answer:
     """Whether its further blocks may enter the prefix tree."""
     slots_S: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """Cache row of each token, padded with row 0."""
+    num_in_place: int = 0
+    """Of these rows, how many from the first on lie side by side."""
 
     @property
     def reads_prompt(self) -> bool:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chogori.engine.projections import HeadProjection, Projection, SwiGLU, gated, in_parts
-from chogori.engine.step_batch import DecodeGroup, PromptPiece, StepBatch
+from chogori.engine.step_batch import DecodeGroup, PromptPiece, StepBatch, first_slot
 from chogori.model.attention import MultiHeadLatentAttention
 from chogori.model.config import K2Config
 from chogori.model.layers import RMSNorm
@@ -146,7 +146,7 @@ class _Attention:
         q_NHW = self._queries(q_nope, q_rope)
         mixed: list[Tensor] = []
         for group in groups:
-            keys_BSW = _rows(rows_CW, group.slots_BS)
+            keys_BSW = _keys(rows_CW, group.slots_BS, group.first_slot)
             logits_BHS = torch.baddbmm(group.padding_B1S, q_NHW[group.rows], keys_BSW.mT, alpha=self.scale)
             weights_BHS = logits_BHS.softmax(-1)
             # Over the rotary part too, which is dropped: a slice of the keys would be copied first.
@@ -156,7 +156,7 @@ class _Attention:
     def _read(self, q_nope: Tensor, q_rope: Tensor, piece: PromptPiece, rows_CW: Tensor) -> Tensor:
         """Rows of one answer, which share its keys; as many at once as keep the logits small."""
         num_rows, num_keys = q_nope.shape[0], piece.start + q_nope.shape[0]
-        keys_SW = _rows(rows_CW, piece.slots_S[:num_keys].to(rows_CW.device))
+        keys_SW = _keys(rows_CW, piece.slots_S[:num_keys], first_slot(piece, num_keys))
         q_THW = self._queries(q_nope, q_rope) * self.scale
         mixed: list[Tensor] = []
         rows_at_once = max(1, MAX_LOGITS // (num_keys * self.num_heads))
@@ -227,6 +227,13 @@ class _Mixture:
 def _rows(table_CW: Tensor, indices: Tensor) -> Tensor:
     """Rows of a table, […, W] for indices […]: whole rows are copied, five times as fast as by indexing."""
     return table_CW.index_select(0, indices.flatten()).unflatten(0, indices.shape)
+
+
+def _keys(rows_CW: Tensor, slots_xS: Tensor, first: int | None) -> Tensor:
+    """The latents of keys, […, S, W]: not copied where they lie side by side, from `first` on."""
+    if first is None:
+        return _rows(rows_CW, slots_xS.to(rows_CW.device))
+    return rows_CW[first : first + slots_xS.shape[-1]].view(*slots_xS.shape, -1)
 
 
 def _future(num_rows: int, logits_THS: Tensor) -> Tensor:

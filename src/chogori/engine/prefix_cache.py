@@ -130,3 +130,8 @@ def num_blocks_for(num_tokens: int, block_tokens: int) -> int:
 def slots_of(blocks: Sequence[int], block_tokens: int) -> list[int]:
     """Rows of the cache that the tokens of `blocks` occupy, in order."""
     return list(itertools.chain.from_iterable(range(b * block_tokens, (b + 1) * block_tokens) for b in blocks))
+
+
+def num_in_place(blocks: Sequence[int]) -> int:
+    """How many blocks from the first on lie side by side."""
+    return next((i for i in range(1, len(blocks)) if blocks[i] != blocks[i - 1] + 1), len(blocks))

@@ -9,7 +9,7 @@ import torch
 
 from chogori.engine.answer import Answer
 from chogori.engine.config import EngineConfig
-from chogori.engine.prefix_cache import Node, PrefixCache, num_blocks_for, slots_of
+from chogori.engine.prefix_cache import Node, PrefixCache, num_blocks_for, num_in_place, slots_of
 from chogori.engine.step_batch import SPAN_TOKENS, DecodeRow, PromptPiece
 from chogori.errors import CompleterError, OverloadedError, PinLimitError
 
@@ -107,12 +107,18 @@ class Scheduler:
         slots = slots_of(answer.blocks, size)
         answer.slots_S = torch.zeros(-(-len(slots) // SPAN_TOKENS) * SPAN_TOKENS, dtype=torch.int64)
         answer.slots_S[: len(slots)] = torch.tensor(slots)
+        answer.num_in_place = num_in_place(answer.blocks) * size
         return True
 
     def next_step(self) -> tuple[list[Answer], list[Answer], list[DecodeRow], list[PromptPiece]]:
         """Answers that produce a token, answers that read a piece of their prompt, and the rows of each."""
         rows = [
-            DecodeRow(token=answer.tokens[-1], position=answer.num_computed, slots_S=answer.slots_S)
+            DecodeRow(
+                token=answer.tokens[-1],
+                position=answer.num_computed,
+                slots_S=answer.slots_S,
+                num_in_place=answer.num_in_place,
+            )
             for answer in self.producing
         ]
         readers: list[Answer] = []
@@ -136,6 +142,7 @@ class Scheduler:
             tokens=answer.prompt[start:stop],
             start=start,
             slots_S=answer.slots_S,
+            num_in_place=answer.num_in_place,
             wants_logits=stop == len(answer.prompt),
             wants_every_row=answer.scores_prompt,
         )

@@ -20,6 +20,8 @@ class DecodeRow:
     position: int
     slots_S: Tensor
     """Cache rows of its tokens in order, int64; at least `position` + 1, padded with row 0 to whole spans."""
+    num_in_place: int = 0
+    """Of `slots_S`, how many from the first on are known to lie side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class PromptPiece:
     """Position of the first."""
     slots_S: Tensor
     """Cache rows of its tokens in order, int64; at least `start` + len(tokens)."""
+    num_in_place: int = 0
+    """Of `slots_S`, how many from the first on are known to lie side by side."""
     wants_logits: bool
     """Whether this piece ends the prompt."""
     wants_every_row: bool = False
@@ -50,6 +54,8 @@ class DecodeGroup:
     slots_BS: Tensor
     padding_B1S: Tensor
     """−∞ at the places behind a row's own token, in the cache's type."""
+    first_slot: int | None
+    """Where the keys of a group of one row begin, if they lie side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,7 @@ class StepBatch:
                     rows=slice(start, stop),
                     slots_BS=torch.stack([row.slots_S[:span] for row in members]).to(device),
                     padding_B1S=barred_BS.unsqueeze(1).to(device),
+                    first_slot=first_slot(members[0], span) if len(members) == 1 else None,
                 )
             )
             start = stop
@@ -116,6 +123,11 @@ class StepBatch:
             pieces=placed,
             logit_rows_R=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         )
+
+
+def first_slot(work: DecodeRow | PromptPiece, num_keys: int) -> int | None:
+    """Where its first keys begin, if so many of them lie side by side."""
+    return int(work.slots_S[0]) if num_keys <= work.num_in_place else None
 
 
 @functools.lru_cache(maxsize=64)
