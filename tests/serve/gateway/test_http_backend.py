@@ -176,7 +176,7 @@ def test_the_gateway_is_ready_when_its_server_is(program_server: ProgramServer, 
     with httpx.Client(base_url=gateway.url, trust_env=False) as client:
         assert client.get("/ready").status_code == 503
         assert client.post("/v1/chat/completions", json={"messages": HELLO["messages"]}).status_code == 503
-        assert client.get("/v1/models").json()["data"] == []
+        assert client.get("/v1/models").status_code == 503
         program_server.models_status = 200
         ready(gateway)
         assert client.post("/v1/chat/completions", json=HELLO).status_code == 200

@@ -30,8 +30,9 @@ from tests.chat.misbehaving_server import Behaviour, stream
 from tests.engine.constraint_driving import read_calls, write
 from tests.engine.random_schemas import random_tool_schema
 from tests.serve.conftest import Serve
-from tests.serve.gateway.broken_calls import BREAKERS, FOREIGN_ID, NOTE_SCHEMA, TEXTS, Call, Meant, Shares, Wire, sound
+from tests.serve.gateway.broken_calls import BREAKERS, FOREIGN_ID, NOTE_SCHEMA, TEXTS, sound
 from tests.serve.gateway.program_server import Body, ProgramServer
+from tests.serve.gateway.wires import Call, Meant, Shares, Wire
 from tests.serve.live_server import LiveServer
 from tests.serve.local_engine import ready
 
