@@ -66,5 +66,6 @@ coding-agents:
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
+	scripts/prepare-machine $(PYTHON) tests
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -35,9 +35,9 @@ class Machine:
             esac""",
         )
 
-    def prepare(self) -> subprocess.CompletedProcess[str]:
+    def prepare(self, *purpose: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self.folder / "bash"), str(SCRIPT), "python3"],
+            [str(self.folder / "bash"), str(SCRIPT), "python3", *purpose],
             env={"PATH": str(self.folder)},
             capture_output=True,
             text=True,
@@ -82,6 +82,37 @@ def test_root_installs(machine: Machine) -> None:
     assert (machine.folder / "asked").read_text(encoding="utf-8") == "update -qq\ninstall -qq -y python3-venv\n"
 
 
+@pytest.fixture
+def without_postgresql(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script looks beyond the path, where Debian keeps PostgreSQL's programs: on this machine, perhaps, too."""
+    elsewhere = tmp_path / "prepare-machine"
+    elsewhere.write_text(SCRIPT.read_text(encoding="utf-8").replace("/usr/lib/postgresql", f"{tmp_path}/none"))
+    monkeypatch.setattr(f"{__name__}.SCRIPT", elsewhere)
+
+
+@pytest.mark.usefixtures("without_postgresql")
+def test_root_installs_postgresql_for_the_tests(machine: Machine) -> None:
+    machine.put("id", "echo 0")
+    machine.put("apt-get", f'echo "$@" >> {machine.folder}/asked')
+    machine.put_python()
+    assert machine.prepare().returncode == 0
+    assert not (machine.folder / "asked").exists(), "only the tests need it"
+    assert machine.prepare("tests").returncode == 0
+    assert (machine.folder / "asked").read_text(encoding="utf-8") == "update -qq\ninstall -qq -y postgresql\n"
+
+
+@pytest.mark.usefixtures("without_postgresql")
+def test_user_without_postgresql_is_told_and_goes_on(machine: Machine) -> None:
+    machine.put("id", "echo 1000")
+    machine.put("apt-get", "echo must not run; exit 1")
+    machine.put_python()
+    result = machine.prepare("tests")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == "Tests with PostgreSQL are skipped; to run them: sudo apt-get install postgresql\n"
+    machine.put("initdb", "exit 0")
+    assert machine.prepare("tests").stderr == ""
+
+
 def test_old_python_is_named(machine: Machine) -> None:
     machine.put_python(version="fails")
     result = machine.prepare()
@@ -93,4 +124,4 @@ def test_old_python_is_named(machine: Machine) -> None:
 
 def test_this_machine_is_complete() -> None:
     """The tests run on a machine that `make test` prepared."""
-    assert subprocess.run([str(SCRIPT), sys.executable]).returncode == 0
+    assert subprocess.run([str(SCRIPT), sys.executable, "tests"]).returncode == 0
