@@ -34,7 +34,7 @@ def test_this_machine_s_own_addresses_are_open(host: str) -> None:
 
 @pytest.mark.parametrize("choice", [{"open": True}, {"require_keys": True}])
 def test_beyond_this_machine_somebody_has_chosen(choice: dict[str, bool]) -> None:
-    assert ServeSettings(host="0.0.0.0", **choice).host == "0.0.0.0"
+    assert ServeSettings(host="0.0.0.0", **choice).host == "0.0.0.0"  # pyright: ignore[reportArgumentType]
 
 
 def test_a_database_s_password_is_not_shown() -> None:

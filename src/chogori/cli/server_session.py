@@ -19,7 +19,8 @@ ONCE_TIMEOUT_S = 120.0
 def serve(backend: Backend, settings: ServeSettings, *, once: bool) -> int:
     """Serve until SIGTERM or Ctrl-C, or with `once` for one request that is made here. Returns the exit status.
 
-    Raises ConfigError when the port is taken or `once` would need a key, and what the backend raises when the model cannot be started.
+    Raises ConfigError when the port is taken or `once` would need a key, and what the backend raises when the model
+    cannot be started.
     """
     if once and settings.require_keys:
         raise ConfigError("once asks without a key, and serve.require_keys is set; expected one of them")
