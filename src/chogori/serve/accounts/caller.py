@@ -12,7 +12,6 @@ from chogori.errors import ConfigError
 Scope = Literal["chat", "files", "caching", "admin"]
 """What a key may do: ask models; store files; keep context caches; read the server's metrics."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-DEFAULT_SCOPES: frozenset[Scope] = frozenset({"chat", "files", "caching"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,6 +31,10 @@ class Lease(Protocol):
         """Let it go: the server has closed its rows."""
         ...
 
+    def clear(self) -> None:
+        """Remove what dead servers left that had no row open."""
+        ...
+
     def inherit(self, connection: Connection, process_id: str) -> contextlib.AbstractContextManager[bool]:
         """Whether another server is dead; while the block lasts, nobody else finds the same."""
         ...
@@ -62,7 +66,12 @@ class FileLease:
         path = self._path(self._process_id)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while not _is_at(path, descriptor):
+                # Another server's `clear` came between the two.
+                os.close(descriptor)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             raise DatabaseError(f"{path} cannot be locked: {error.strerror}") from error
         self._descriptor = descriptor
@@ -78,24 +87,45 @@ class FileLease:
     def inherit(self, connection: Connection, process_id: str) -> Generator[bool]:
         """Dead is whose file can be locked, or is gone."""
         del connection
-        path = self._path(process_id)
+        with _locked_if_dead(self._path(process_id)) as is_dead:
+            yield is_dead
+
+    def clear(self) -> None:
+        """Remove the files of the dead; of one that dies meanwhile, the missing file says so as well."""
+        own = self._path(self._process_id)
+        for path in own.parent.glob(f"{self._path('*').name}"):
+            if path != own:
+                with _locked_if_dead(path):
+                    pass
+
+
+@contextlib.contextmanager
+def _locked_if_dead(path: Path) -> Generator[bool]:
+    """Whether nobody holds a file, which is then held for the length of the block, and removed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield True
+        return
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be read: {error.strerror}") from error
+    try:
         try:
-            descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            yield True
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
             return
-        except OSError as error:
-            raise DatabaseError(f"{path} cannot be read: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-            path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+        yield True
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 class AdvisoryLease:
@@ -110,6 +140,9 @@ class AdvisoryLease:
 
     def release(self) -> None:
         """The session's end does it."""
+
+    def clear(self) -> None:
+        """Sessions leave nothing."""
 
     @contextlib.contextmanager
     def inherit(self, connection: Connection, process_id: str) -> Generator[bool]:

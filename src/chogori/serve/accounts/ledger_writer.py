@@ -95,6 +95,7 @@ class LedgerWriter:
     def start(self) -> None:
         """Take the lease, close what dead servers left open, and begin to write. Raises DatabaseError. Blocks."""
         self._settle(self._connected())
+        self._lease.clear()
         self._thread = threading.Thread(target=self._run, name="usage ledger", daemon=True)
         self._thread.start()
 
