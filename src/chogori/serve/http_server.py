@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import h11
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -82,7 +83,8 @@ def run(app: FastAPI, settings: ServeSettings, when_ready: WhenReady | None = No
     BackendError for what nobody foresaw.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(app, settings, when_ready))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(app, settings, when_ready))
 
 
 async def _serve(app: FastAPI, settings: ServeSettings, when_ready: WhenReady | None) -> None:

@@ -8,7 +8,7 @@ import functools
 import multiprocessing
 import os
 import random
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -281,3 +281,40 @@ async def test_while_the_database_fails_nothing_is_served_and_ends_are_written_l
         await later.close("finished")
     outcomes = {row["request_id"]: (row["outcome"], row["completion_tokens"]) for row in check_books(database)}
     assert outcomes == {"r": ("failed", 2), "later": ("finished", 0)}
+
+
+@in_loop
+async def test_a_commit_whose_answer_is_lost_is_not_counted_twice(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count stands, the server believes that it does not, and writes on from there."""
+    monkeypatch.setattr("chogori.serve.accounts.ledger_writer.RETRY_AFTER_S", 0.01)
+    transaction = Database.transaction
+    is_lost = False
+
+    @contextlib.contextmanager
+    def losing(connection: object) -> Generator[object]:
+        nonlocal is_lost
+        with transaction(connection) as same:  # pyright: ignore[reportArgumentType]
+            yield same
+        if is_lost:
+            is_lost = False
+            raise DatabaseError("the connection was lost")
+
+    caller = new_caller(database)
+    async with running(database) as ledger:
+        usage = await ledger.open(caller, api="a", model="nano", request_id="r")
+        await usage.progress(prompt_tokens=5, cached_tokens=0, completion_tokens=1)
+        database.transaction = losing  # pyright: ignore[reportAttributeAccessIssue]
+        for is_lost in (True, True):
+            with pytest.raises(DatabaseError, match="the connection was lost"):
+                await usage.progress(prompt_tokens=5, cached_tokens=0, completion_tokens=2)
+        await usage.progress(prompt_tokens=5, cached_tokens=0, completion_tokens=3)
+        is_lost = True
+        with pytest.raises(DatabaseError, match="the connection was lost"):
+            await usage.finish(prompt_tokens=5, cached_tokens=0, completion_tokens=4)
+        is_lost = True
+        with pytest.raises(DatabaseError, match="the connection was lost"):
+            await ledger.open(caller, api="a", model="nano", request_id="lost")
+    rows = {row["request_id"]: (row["outcome"], row["completion_tokens"]) for row in check_books(database)}
+    assert rows == {"r": ("finished", 4), "lost": ("failed", 0)}

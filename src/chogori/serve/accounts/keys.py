@@ -42,6 +42,7 @@ api_key = sql.Table(
 
 _FORM = re.compile(r"sk-([0-9a-f]{16})-[A-Za-z0-9_-]{43}")
 _NOBODYS_DIGEST = "0" * 64
+_KEY = sql.select(api_key).where(api_key.c.id == sql.bindparam("key"))
 MAX_NAME_CHARS = 100
 
 
@@ -137,7 +138,7 @@ class KeyStore:
         form = _FORM.fullmatch(key)
         key_id = form[1] if form else ""
         with self._database.read() as connection:
-            row = connection.execute(sql.select(api_key).where(api_key.c.id == key_id)).mappings().first()
+            row = connection.execute(_KEY, {"key": key_id}).mappings().first()
         digest = _NOBODYS_DIGEST if row is None else row["digest"]
         is_same = hmac.compare_digest(digest, self._digest(key))
         if row is None or not is_same:

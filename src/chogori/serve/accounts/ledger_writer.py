@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,8 @@ class LedgerWriter:
         self._opened = contextlib.ExitStack()
         self._retries: list[RowCounted] = []
         self._settled_at = 0.0
+        self._costs: dict[str, int] = {}
+        """What the open rows of this server were last committed to cost."""
 
     def start(self) -> None:
         """Take the lease, close what dead servers left open, and begin to write. Raises DatabaseError. Blocks."""
@@ -147,17 +149,32 @@ class LedgerWriter:
         retries, self._retries = self._retries, []
         everything = [*(_Waiting(entry, None) for entry in retries), *batch]
         try:
-            connection = self._connected()
-            with self._database.errors(), self._database.transaction(connection):
-                _apply(connection, everything, self.process_id, self._clock())
+            self._apply(everything)
         except Exception as error:
             self._disconnect()
+            self._costs.clear()  # nobody knows whether a commit whose answer was lost was made
             failure = error if isinstance(error, DatabaseError) else DatabaseError(f"usage was not written: {error}")
             logger.error("usage was not written, requests are refused: %s", error, exc_info=_unexpected(error))
             for waiting in everything:
                 waiting.error = failure
                 self._retries += _to_retry(waiting.entry)
         _resolve(batch)
+
+    def _apply(self, batch: list[_Waiting]) -> None:
+        """One transaction that takes its rows to be as this server left them; where one is not, another that asks."""
+        connection = self._connected()
+        costs: dict[str, int] = {}
+        try:
+            with self._database.errors(), self._database.transaction(connection):
+                _apply(connection, batch, self.process_id, self._clock(), self._costs, costs)
+        except _ChangedElsewhere:
+            costs = {}
+            with self._database.errors(), self._database.transaction(connection):
+                _apply(connection, batch, self.process_id, self._clock(), None, costs)
+        self._costs |= costs
+        for waiting in batch:
+            if isinstance(waiting.entry, RowCounted) and (waiting.entry.outcome is not None or waiting.error):
+                self._costs.pop(waiting.entry.row_id, None)
 
     def _connected(self) -> Connection:
         self._database.require_file()
@@ -202,7 +219,22 @@ class LedgerWriter:
                         connection.execute(ends.values(outcome="interrupted", closed_at=self._settled_at))
 
 
-def _apply(connection: Connection, batch: Iterable[_Waiting], process_id: str, now: float) -> None:
+class _ChangedElsewhere(Exception):
+    """A row of this server is not as this server left it."""
+
+
+def _apply(
+    connection: Connection,
+    batch: Iterable[_Waiting],
+    process_id: str,
+    now: float,
+    known_costs: Mapping[str, int] | None,
+    costs: dict[str, int],
+) -> None:
+    """Write a batch, and into `costs` what its rows cost then.
+
+    `known_costs` is what they cost before, None to ask the database. Raises _ChangedElsewhere where they are not so.
+    """
     opened: list[dict[str, Any]] = []
     charged: list[RowCharged] = []
     counted: dict[str, list[_Waiting]] = {}
@@ -211,6 +243,7 @@ def _apply(connection: Connection, batch: Iterable[_Waiting], process_id: str, n
         match waiting.entry:
             case RowOpened(row=row):
                 opened.append({**row, "process_id": process_id})
+                costs[row["id"]] = row["cost"]
             case RowCharged():
                 charged.append(waiting.entry)
                 is_final = True
@@ -224,18 +257,27 @@ def _apply(connection: Connection, batch: Iterable[_Waiting], process_id: str, n
         connection.execute(usage.insert(), opened)
     spent: dict[str, int] = {}
     if counted:
-        _count(connection, counted, spent, now)
+        _count(connection, counted, spent, now, known_costs, costs)
     for charge in charged:
         _charge(connection, charge, spent, process_id)
     # In one order, so that two servers never wait for each other.
-    for key_id, amount in sorted(spent.items()):
-        if amount:
-            connection.execute(api_key.update().where(api_key.c.id == key_id).values(spent=api_key.c.spent + amount))
+    amounts = [{"key": key_id, "amount": amount} for key_id, amount in sorted(spent.items()) if amount]
+    if amounts:
+        connection.execute(_SPEND, amounts)
 
 
+# Built once: SQLAlchemy takes as long to build a statement as to run it.
+_SPEND = (
+    api_key.update().where(api_key.c.id == sql.bindparam("key")).values(spent=api_key.c.spent + sql.bindparam("amount"))
+)
+_STATE = (
+    sql.select(usage.c.id, usage.c.cost, usage.c.outcome)
+    .where(usage.c.id.in_(sql.bindparam("ids", expanding=True)))
+    .with_for_update()
+)
 _COUNT = (
     usage.update()
-    .where(usage.c.id == sql.bindparam("row_id"))
+    .where(usage.c.id == sql.bindparam("row_id"), usage.c.outcome.is_(None))
     .values(
         prompt_tokens=sql.bindparam("prompts"),
         cached_tokens=sql.bindparam("cached"),
@@ -247,14 +289,21 @@ _COUNT = (
 )
 
 
-def _count(connection: Connection, counted: Mapping[str, list[_Waiting]], spent: dict[str, int], now: float) -> None:
+def _count(
+    connection: Connection,
+    counted: Mapping[str, list[_Waiting]],
+    spent: dict[str, int],
+    now: float,
+    known_costs: Mapping[str, int] | None,
+    costs: dict[str, int],
+) -> None:
     """Write counts. What a key has spent moves by the difference to the row, so writing a count again adds nothing."""
-    query = sql.select(usage.c.id, usage.c.cost, usage.c.outcome).where(usage.c.id.in_(counted)).with_for_update()
-    known = {row.id: row for row in connection.execute(query)}
+    before = {**(known_costs if known_costs is not None else _costs_of_open_rows(connection, list(counted))), **costs}
     updates: list[dict[str, Any]] = []
     for row_id, waitings in counted.items():
-        row = known.get(row_id)
-        if row is None or row.outcome is not None:
+        if row_id not in before:
+            if known_costs is not None:
+                raise _ChangedElsewhere
             for waiting in waitings:
                 waiting.error = SettledElsewhere("another server closed this request's row; nothing more is served")
             continue
@@ -271,10 +320,16 @@ def _count(connection: Connection, counted: Mapping[str, list[_Waiting]], spent:
                 "ended_at": None if last.outcome is None else now,
             }
         )
+        costs[row_id] = last.cost
         if last.key_id is not None:
-            spent[last.key_id] = spent.get(last.key_id, 0) + last.cost - row.cost
-    if updates:
-        connection.execute(_COUNT, updates)
+            spent[last.key_id] = spent.get(last.key_id, 0) + last.cost - before[row_id]
+    if updates and connection.execute(_COUNT, updates).rowcount != len(updates):
+        raise _ChangedElsewhere
+
+
+def _costs_of_open_rows(connection: Connection, row_ids: Sequence[str]) -> dict[str, int]:
+    rows = connection.execute(_STATE, {"ids": row_ids})
+    return {row.id: row.cost for row in rows if row.outcome is None}
 
 
 def _charge(connection: Connection, charge: RowCharged, spent: dict[str, int], process_id: str) -> None:
