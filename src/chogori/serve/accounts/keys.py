@@ -130,6 +130,11 @@ class KeyStore:
             connection.execute(api_key.insert().values(row))
         return NewKey(secret=secret, record=_record(row))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the keys are in a file of this machine, so that `find` waits for no network."""
+        return self._database.file is not None
+
     def find(self, key: str) -> Caller | None:
         """Whose key this is; None for one that is unknown, revoked or expired. Raises DatabaseError.
 
