@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chogori.cli import chat, export, report, sample, serve, train
+from chogori.cli import chat, deploy, export, keys, prices, report, sample, serve, train, usage
 from chogori.cli.main import VERBS
 from chogori.recipes import nano
 from chogori.train.config_json import to_json
@@ -22,6 +22,10 @@ PARSERS = {
     "serve": serve.parse,
     "chat": chat.parse,
     "export": export.parse,
+    "deploy": deploy.parse,
+    "keys": keys.parse,
+    "usage": usage.parse,
+    "prices": prices.parse,
 }
 
 

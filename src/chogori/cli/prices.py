@@ -29,14 +29,7 @@ class PricesArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `chogori prices` with `arguments` and return the exit status."""
-    options = tyro.cli(
-        PricesArguments,
-        args=list(arguments),
-        prog="chogori prices",
-        description="Show the prices in use, or check a table of them.",
-    )
-    if options.check is not None and options.text:
-        raise ConfigError("check and text are both set; expected one of them")
+    options = parse(arguments)
     # Lazily: --help needs none of it.
     from chogori.serve.accounts.prices import FILE_NAME, PriceTable, built_in_text, load_prices
     from chogori.serve.settings import default_data_folder
@@ -55,6 +48,19 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\nThe table is {table.origin}. chogori serve reads {folder / FILE_NAME} where it stands;")
         print("chogori prices --text > FILE writes one to edit, chogori prices --check FILE checks it.")
     return 0
+
+
+def parse(arguments: Sequence[str]) -> PricesArguments:
+    """Read the options. Raises ConfigError or exits with status 2."""
+    options = tyro.cli(
+        PricesArguments,
+        args=list(arguments),
+        prog="chogori prices",
+        description="Show the prices in use, or check a table of them.",
+    )
+    if options.check is not None and options.text:
+        raise ConfigError("check and text are both set; expected one of them")
+    return options
 
 
 def _print_table(prices: PriceTable) -> None:

@@ -41,14 +41,7 @@ class UsageArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `chogori usage` with `arguments` and return the exit status."""
-    options = tyro.cli(
-        UsageArguments,
-        args=list(arguments),
-        prog="chogori usage",
-        description="Show what was used and what it costs.",
-    )
-    if options.json and options.csv:
-        raise ConfigError("json and csv are both set; expected one of them")
+    options = parse(arguments)
     since = None if options.since is None else _moment(options.since)
     # Lazily: --help does without the database's library.
     from chogori.serve.accounts.database import Database, default_url
@@ -67,6 +60,19 @@ def main(arguments: Sequence[str]) -> int:
     else:
         _print_table(totals, options.by)
     return 0
+
+
+def parse(arguments: Sequence[str]) -> UsageArguments:
+    """Read the options. Raises ConfigError or exits with status 2."""
+    options = tyro.cli(
+        UsageArguments,
+        args=list(arguments),
+        prog="chogori usage",
+        description="Show what was used and what it costs.",
+    )
+    if options.json and options.csv:
+        raise ConfigError("json and csv are both set; expected one of them")
+    return options
 
 
 def _moment(text: str) -> float:

@@ -82,9 +82,8 @@ def run(app: FastAPI, settings: ServeSettings, when_ready: WhenReady | None = No
     Raises ConfigError when the port is taken, and when the model could not be started what its backend raised, or
     BackendError for what nobody foresaw.
     """
-    with contextlib.suppress(KeyboardInterrupt):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(app, settings, when_ready))
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(app, settings, when_ready))
 
 
 async def _serve(app: FastAPI, settings: ServeSettings, when_ready: WhenReady | None) -> None:
