@@ -213,9 +213,7 @@ class Usage:
     cached_tokens: int = 0
 
 
-RepairKind = Literal[
-    "raw_markers", "name", "id", "arguments", "finish_reason", "continued", "asked_again", "left_out"
-]
+RepairKind = Literal["raw_markers", "name", "id", "arguments", "finish_reason", "continued", "asked_again", "left_out"]
 """How an answer's tool calls were put right.
 
 - raw_markers: they stood in its content, spelled in the model's own format

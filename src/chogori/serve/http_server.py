@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import socket
@@ -95,6 +96,9 @@ async def _serve(app: FastAPI, settings: ServeSettings, when_ready: WhenReady | 
         settled = asyncio.create_task(lifecycle.settled.wait())
         await asyncio.wait([serving, settled], return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
+        # What is loaded stays; without this every full collection looks at all of it, and all streams wait.
+        gc.collect()
+        gc.freeze()
         if lifecycle.failure is not None:
             server.should_exit = True
         elif when_ready is not None and not serving.done():

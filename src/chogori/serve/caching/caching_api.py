@@ -40,7 +40,7 @@ _METADATA_PARAMETER: dict[str, Any] = {
             "style": "deepObject",
             "explode": True,
             "description": "Only caches with these metadata: metadata[key]=value.",
-            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+            "schema": {"type": "object", "additionalProperties": True},  # whatever stands in a query is text
         }
     ]
 }
