@@ -68,7 +68,7 @@ class ServedModel:
     @torch.inference_mode()
     def step(self, batch: StepBatch, latents: PagedLatents) -> Tensor:
         """Store the latents of all rows and return the logits of those that want them, float32 [wanted, vocabulary]."""
-        turns_N1C = self._turns_TC[batch.positions_N].unsqueeze(1)
+        turns_N1C = _rows(self._turns_TC, batch.positions_N).unsqueeze(1)
         x_ND = _rows(self._embedding_VD, batch.tokens_N)
         for layer, rows_CW in zip(self._layers, latents.rows_LCW, strict=True):
             x_ND = layer(x_ND, turns_N1C, batch, rows_CW)
@@ -197,7 +197,7 @@ class _Mixture:
     def plus(self, x_ND: Tensor, residual_ND: Tensor) -> Tensor:
         routing = self.router.route(self.scores.sigmoid(x_ND.float()))
         y_NXD = self._experts_of_one(x_ND, routing) if x_ND.shape[0] == 1 else self._experts(x_ND, routing)
-        routed_ND = (y_NXD.float() * routing.weights_TK.unsqueeze(-1)).sum(1)
+        routed_ND = (y_NXD * routing.weights_TK.unsqueeze(-1)).sum(1)  # in float32, as the weights are
         out_ND = residual_ND + routed_ND.to(residual_ND.dtype)
         return out_ND if self.shared is None else self.shared.plus(x_ND, out_ND)
 

@@ -69,16 +69,14 @@ class HeadProjection:
     """
 
     def __init__(self, weight_HKM: Tensor) -> None:
-        self.heads, width, columns = weight_HKM.shape
-        self.bands = columns // BAND if columns % BAND == 0 else 1
-        bands_HKZC = weight_HKM.detach().unflatten(2, (self.bands, -1))
-        self.weight_YKC = bands_HKZC.transpose(1, 2).reshape(self.heads * self.bands, width, -1).clone()
+        columns = weight_HKM.shape[2]
+        num_bands = columns // BAND if columns % BAND == 0 else 1
+        bands_HKZC = weight_HKM.detach().unflatten(2, (num_bands, -1))
+        self.weight_HZKC = bands_HKZC.transpose(1, 2).contiguous()
 
     def __call__(self, x_NHK: Tensor) -> Tensor:
-        rows, heads, width = x_NHK.shape
-        x_HZNK = x_NHK.transpose(0, 1).unsqueeze(1).expand(heads, self.bands, rows, width)
-        y_YNC = torch.bmm(x_HZNK.reshape(heads * self.bands, rows, width), self.weight_YKC)
-        return y_YNC.view(heads, self.bands, rows, -1).permute(2, 0, 1, 3).flatten(2)
+        y_HZNC = torch.matmul(x_NHK.transpose(0, 1).unsqueeze(1), self.weight_HZKC)
+        return y_HZNC.permute(2, 0, 1, 3).flatten(2)
 
 
 class SwiGLU:

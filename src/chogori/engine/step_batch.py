@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SPAN_TOKENS = 128
+SPAN_TOKENS = 64
 """Keys of a decoding row are padded to a multiple of this; answers of one padded length share their products."""
 
 
