@@ -29,8 +29,10 @@ run: .venv/.installed
 	$(BIN)/chogori sample $(RUN) < /dev/null
 	$(BIN)/chogori serve --model $(RUN) --port $(PORT) $$([ -t 0 ] || echo --once)
 
+# The blocks of a page build on each other, so each page stays with one worker.
 test: .venv/.installed-dev
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q tests
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -q README.md README.ja.md docs
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check
