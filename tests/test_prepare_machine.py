@@ -83,33 +83,37 @@ def test_root_installs(machine: Machine) -> None:
 
 
 @pytest.fixture
-def without_postgresql(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def without_test_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The script looks beyond the path, where Debian keeps PostgreSQL's programs: on this machine, perhaps, too."""
     elsewhere = tmp_path / "prepare-machine"
     elsewhere.write_text(SCRIPT.read_text(encoding="utf-8").replace("/usr/lib/postgresql", f"{tmp_path}/none"))
     monkeypatch.setattr(f"{__name__}.SCRIPT", elsewhere)
 
 
-@pytest.mark.usefixtures("without_postgresql")
-def test_root_installs_postgresql_for_the_tests(machine: Machine) -> None:
+@pytest.mark.usefixtures("without_test_packages")
+def test_root_installs_what_the_tests_need(machine: Machine) -> None:
     machine.put("id", "echo 0")
     machine.put("apt-get", f'echo "$@" >> {machine.folder}/asked')
     machine.put_python()
     assert machine.prepare().returncode == 0
     assert not (machine.folder / "asked").exists(), "only the tests need it"
     assert machine.prepare("tests").returncode == 0
-    assert (machine.folder / "asked").read_text(encoding="utf-8") == "update -qq\ninstall -qq -y postgresql\n"
+    assert (machine.folder / "asked").read_text(encoding="utf-8") == "update -qq\ninstall -qq -y postgresql systemd\n"
 
 
-@pytest.mark.usefixtures("without_postgresql")
-def test_user_without_postgresql_is_told_and_goes_on(machine: Machine) -> None:
+@pytest.mark.usefixtures("without_test_packages")
+def test_user_is_told_which_tests_are_skipped_and_goes_on(machine: Machine) -> None:
     machine.put("id", "echo 1000")
     machine.put("apt-get", "echo must not run; exit 1")
     machine.put_python()
     result = machine.prepare("tests")
     assert (result.returncode, result.stdout) == (0, "")
-    assert result.stderr == "Tests with PostgreSQL are skipped; to run them: sudo apt-get install postgresql\n"
+    assert result.stderr == (
+        "Tests with PostgreSQL are skipped; to run them: sudo apt-get install postgresql\n"
+        "Tests of systemd units are skipped; to run them: sudo apt-get install systemd\n"
+    )
     machine.put("initdb", "exit 0")
+    machine.put("systemd-analyze", "exit 0")
     assert machine.prepare("tests").stderr == ""
 
 

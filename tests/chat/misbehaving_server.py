@@ -45,20 +45,25 @@ class MisbehavingServer:
 
     def hang(self, *before: bytes) -> Behaviour:
         """Send some bytes, then nothing more until the client leaves."""
+        return hanging(self.disconnected, *before)
 
-        async def behave(request: Request) -> Response:
-            async def pieces() -> AsyncIterator[bytes]:
-                try:
-                    for piece in before:
-                        yield piece
-                    while not await request.is_disconnected():
-                        await asyncio.sleep(0.01)
-                finally:
-                    self.disconnected.set()
 
-            return StreamingResponse(pieces(), media_type="text/event-stream")
+def hanging(disconnected: threading.Event, *before: bytes) -> Behaviour:
+    """Send some bytes, then nothing more until the client leaves, which sets `disconnected`."""
 
-        return behave
+    async def behave(request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                for piece in before:
+                    yield piece
+                while not await request.is_disconnected():
+                    await asyncio.sleep(0.01)
+            finally:
+                disconnected.set()
+
+        return StreamingResponse(pieces(), media_type="text/event-stream")
+
+    return behave
 
 
 def chunk(delta: object = None, *, finish: str | None = None, choice: int = 0, **fields: object) -> dict[str, object]:

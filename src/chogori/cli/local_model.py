@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from chogori.errors import BackendError, ConfigError
 from chogori.model.accounting import count_parameters
 from chogori.model.config import PRESETS, K2Config
 from chogori.model.hf_config import from_hf
+from chogori.model.weight_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, read_json
 from chogori.serve.backend import Gauges, ModelCard
 from chogori.serve.caching.prefix_pinner import PinnedPrefix
 from chogori.train.run_folder import RunFolder
@@ -88,7 +88,7 @@ class ModelName:
         if self.folder is None:
             config = K2Config.preset(self.short)
         elif is_weight_folder(self.folder):
-            config = from_hf(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+            config = from_hf(read_json(self.folder / CONFIG_FILE))
         else:
             config = RunFolder.open(self.folder).load_config().model
         if context_length is None:
@@ -103,7 +103,7 @@ class ModelName:
 
 def is_weight_folder(folder: Path) -> bool:
     """Whether `folder` is a Hugging Face folder rather than a run."""
-    return any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return any((folder / name).exists() for name in (SINGLE_FILE, INDEX_FILE))
 
 
 class LocalBackend:

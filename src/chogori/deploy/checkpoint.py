@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal, cast
 from chogori.errors import ConfigError, WeightsError
 from chogori.model.config import PRESETS, K2Config
 from chogori.model.hf_config import from_hf
+from chogori.model.weight_files import CONFIG_FILE, INDEX_FILE, read_json
 
 WeightFormat = Literal["fp8", "bfloat16", "float16"]
 """fp8 is block FP8: e4m3 matrices with one float32 scale per block of 128 × 128, the rest in bfloat16."""
@@ -20,8 +20,6 @@ StoredFormat = Literal["fp8", "bfloat16", "float16", "float32"]
 Dialect = Literal["kimi_k2", "deepseek_v3"]
 """Whose tool-call tokens the model writes."""
 
-CONFIG_FILE = "config.json"
-INDEX_FILE = "model.safetensors.index.json"
 FP8_BLOCK = 128
 DEEPSEEK_VOCABULARY = 129_280
 """Rows of DeepSeek-V3's embedding: what tells its checkpoints from those of K2's family with the same model_type."""
@@ -98,7 +96,7 @@ def _absolute(location: str) -> str:
 
 
 def _read_folder(folder: Path) -> Checkpoint:
-    values = _read_json(folder / CONFIG_FILE)
+    values = read_json(folder / CONFIG_FILE)
     sizes = from_hf(values)
     is_deepseek = values.get("model_type") == "deepseek_v3" and sizes.vocab_size == DEEPSEEK_VOCABULARY
     stored = _format(values, folder / CONFIG_FILE)
@@ -134,19 +132,6 @@ def _stored_bytes(folder: Path) -> int | None:
     path = folder / INDEX_FILE
     if not path.exists():
         return None
-    metadata = _read_json(path).get("metadata")
+    metadata = read_json(path).get("metadata")
     total = cast(Mapping[str, object], metadata).get("total_size") if isinstance(metadata, Mapping) else None
     return int(total) if isinstance(total, (int, float)) else None
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    # Not model.weight_folder's reader: that module loads torch.
-    try:
-        value = cast(object, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path.parent} has no {path.name}; expected a Hugging Face folder") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds {type(value).__name__}; expected a JSON object")
-    return cast(dict[str, object], value)

@@ -5,7 +5,6 @@ Knows files, not the model: which tensors ought to be there is decided in `weigh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,10 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from chogori.errors import WeightsError
+from chogori.model.weight_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, read_json
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -109,19 +106,6 @@ class WeightFolder:
                     f"{self.folder / INDEX_FILE} says that {file} holds {name}, and it does not; the index and the "
                     "files are of different downloads or saves"
                 )
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a weight folder. Raises WeightsError when it is missing or is not one."""
-    try:
-        value = cast(object, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path.parent} has no {path.name}; expected a Hugging Face weight folder") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds {type(value).__name__}; expected a JSON object")
-    return cast(dict[str, object], value)
 
 
 def _weight_files(folder: Path) -> list[str]:

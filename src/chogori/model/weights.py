@@ -22,7 +22,8 @@ from chogori.model.config import K2Config
 from chogori.model.fp8 import SCALE_SUFFIX, dequantize_blocks, scale_shape
 from chogori.model.hf_config import from_hf
 from chogori.model.tensor_layout import ROUTER_BIAS, StoredTensor, fused_expert_tensors, stored_tensors
-from chogori.model.weight_folder import CONFIG_FILE, Header, WeightFolder
+from chogori.model.weight_files import CONFIG_FILE
+from chogori.model.weight_folder import Header, WeightFolder
 
 if TYPE_CHECKING:
     from chogori.model.transformer import K2Model

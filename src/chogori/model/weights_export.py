@@ -23,7 +23,8 @@ from chogori.errors import ConfigError, StorageError, WeightsError
 from chogori.model.config import K2Config
 from chogori.model.hf_config import ModelType, to_hf
 from chogori.model.tensor_layout import ROUTER_BIAS, StoredTensor, stored_tensors
-from chogori.model.weight_folder import CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from chogori.model.weight_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from chogori.model.weight_folder import GENERATION_CONFIG_FILE
 from chogori.model.weights import DTYPES
 
 if TYPE_CHECKING:

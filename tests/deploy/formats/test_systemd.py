@@ -35,7 +35,7 @@ def test_a_unit_for_each_script(tmp_path: Path) -> None:
         assert ("chogori-node-0.service" in after) == (script == "gateway")
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd on this machine")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd: apt-get install systemd")
 @pytest.mark.parametrize("arguments", [("kimi-k2", "--gpus", "16", "--gpu", "h200"), LARGE])
 def test_systemd_accepts_the_units(arguments: tuple[str, ...], tmp_path: Path) -> None:
     write_files(systemd_files(typed(*arguments)), tmp_path)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.chat.misbehaving_server import Behaviour, said
+from tests.chat.misbehaving_server import Behaviour, hanging, said
 
 Body = dict[str, Any]
 MODELS: Body = {"object": "list", "data": [{"id": "kimi-k2", "object": "model", "max_model_len": 131072}]}
@@ -48,20 +47,7 @@ class ProgramServer:
 
     def hang(self, *before: bytes) -> Behaviour:
         """Send some bytes, then nothing more until the client leaves."""
-
-        async def behave(request: Request) -> Response:
-            async def pieces() -> AsyncIterator[bytes]:
-                try:
-                    for piece in before:
-                        yield piece
-                    while not await request.is_disconnected():
-                        await asyncio.sleep(0.01)
-                finally:
-                    self.disconnected.set()
-
-            return StreamingResponse(pieces(), media_type="text/event-stream")
-
-        return behave
+        return hanging(self.disconnected, *before)
 
     async def _answer(self, request: Request) -> Response:
         body = json.loads(await request.body())

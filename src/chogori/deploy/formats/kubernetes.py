@@ -23,7 +23,8 @@ Object = dict[str, Any]
 
 PROBE_PERIOD_S = 10
 GPU_RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu"}
-DOWNLOAD_FOLDER = "/root/.cache/huggingface"
+DOWNLOAD_FOLDER = "/weights"
+"""In the container, whoever its image runs as: Hugging Face downloads to where HF_HOME says."""
 
 
 def kubernetes_files(deployment: Deployment) -> list[File]:
@@ -130,10 +131,11 @@ def _engine_pod(deployment: Deployment, group: NodeGroup, place: Place) -> Objec
     }
     if not checkpoint.is_folder:
         container["env"] = [
+            {"name": "HF_HOME", "value": DOWNLOAD_FOLDER},
             {
                 "name": "HF_TOKEN",
                 "valueFrom": {"secretKeyRef": {"name": "hugging-face", "key": "token", "optional": True}},
-            }
+            },
         ]
     if place.is_head:
         container["ports"] = [{"containerPort": group.port}]
